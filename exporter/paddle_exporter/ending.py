@@ -1,0 +1,88 @@
+"""How a process ends, and that the run's page says so: exceptions, SIGTERM, the interpreter's end, a fork.
+
+SIGTERM is not handled in Python: such a handler runs only when the main thread gets back to Python code, so a
+rank that hangs in a collective would no longer die of it. faulthandler's C handler writes the stack into a file
+beside the page at once, also while the GIL is held, and then does what would have been done without it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple, Type
+
+from .page import SIGTERM_SUFFIX
+
+if TYPE_CHECKING:
+    from .run import Run
+
+_current: Callable[[], Optional[Run]] = lambda: None
+_watching = False
+_marker: Optional[IO[str]] = None
+
+
+def judge(error: Optional[BaseException]) -> Tuple[str, Dict[str, str]]:
+    """The state a run ends in when ``error`` leaves it, and facts about that for paddle_run_info."""
+    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        return "finished", {}
+    if isinstance(error, KeyboardInterrupt):
+        return "killed", {"signal": "SIGINT"}
+    return "failed", {"exception": type(error).__name__}
+
+
+def watch(current: Callable[[], Optional[Run]]) -> None:
+    """End the run that ``current`` returns when the process ends. Done once a process."""
+    global _watching, _current
+    _current = current
+    if _watching:
+        return
+    _watching = True
+    previous = sys.excepthook
+
+    def excepthook(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> Any:
+        previous(kind, error, trace)  # first the user's traceback, then our wait for a scrape
+        run = current()
+        if run is not None:
+            state, facts = judge(error)
+            run.finish(state, **facts)
+
+    sys.excepthook = excepthook
+    atexit.register(_at_exit)
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def mark_sigterm(page: Path) -> None:
+    """From now on a SIGTERM leaves the main thread's stack beside ``page``; a file that is not empty says it came."""
+    global _marker
+    if threading.current_thread() is not threading.main_thread() or not hasattr(faulthandler, "register"):
+        return
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        marker = os.fdopen(os.open(page.with_suffix(SIGTERM_SUFFIX), flags, 0o600), "w")
+        # Anew each time: Paddle installs a handler of its own when it is imported.
+        faulthandler.unregister(signal.SIGTERM)
+        faulthandler.register(signal.SIGTERM, file=marker, all_threads=False, chain=True)
+        _marker = marker
+
+
+def _at_exit() -> None:
+    run = _current()
+    if run is not None:
+        run.finish()
+
+
+def _after_fork() -> None:
+    run = _current()
+    if run is not None:
+        run.abandon()
+    if _marker is not None:
+        # The child's SIGTERM (DataLoader workers get one at each epoch's end) is not the rank's.
+        with contextlib.suppress(OSError, ValueError):
+            faulthandler.register(signal.SIGTERM, file=open(os.devnull, "w"), all_threads=False, chain=True)

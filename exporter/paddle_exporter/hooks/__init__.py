@@ -1,0 +1,1 @@
+"""Adapters to frameworks, one file a thing they hook into. Only these files import a framework, and only when used."""

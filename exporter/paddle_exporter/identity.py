@@ -1,0 +1,115 @@
+"""Who am I: run, rank, local rank, node, world size, and what the run is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Mapping, Optional
+
+from .settings import Settings
+from .version import __version__
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A rank of a run. ``facts`` are the further labels of paddle_run_info."""
+
+    run: str
+    rank: int
+    local_rank: int
+    world_size: int
+    local_size: int
+    node: str
+    facts: Mapping[str, str]
+
+    def info(self) -> Dict[str, str]:
+        """All of it as labels of paddle_run_info, run and rank first."""
+        return {
+            "run": self.run,
+            "rank": str(self.rank),
+            "node": self.node,
+            "local_rank": str(self.local_rank),
+            "world_size": str(self.world_size),
+            **self.facts,
+        }
+
+
+def identify(settings: Settings, environment: Mapping[str, str], script: Optional[str] = None) -> Identity:
+    """Who this process is, from Paddle's launcher variables; a process without a launcher is rank 0 of 1.
+
+    ``script`` is the training script's path, by default what this process runs.
+    """
+    script = script if script is not None else sys.argv[0]
+    rank = _number(environment, ("PADDLE_TRAINER_ID", "PADDLE_GLOBAL_RANK"), 0)
+    world_size = _number(environment, ("PADDLE_TRAINERS_NUM", "PADDLE_GLOBAL_SIZE"), 1)
+    local_rank = _number(environment, ("PADDLE_LOCAL_RANK", "PADDLE_RANK_IN_NODE"), rank)
+    local_size = _number(environment, ("PADDLE_LOCAL_SIZE",), world_size)
+    facts = {
+        "commit": settings.commit or _git_commit(Path(script).resolve().parent) or "",
+        "seed": "" if settings.seed is None else str(settings.seed),
+        "paddle": paddle_version(),
+        "python": platform.python_version(),
+        "exporter": __version__,
+        **{f"tag_{name}": value for name, value in (settings.tags or {}).items()},
+    }
+    run = settings.run or _run_name(script, environment)
+    return Identity(run, rank, local_rank, max(world_size, 1), max(local_size, 1), settings.node or socket.gethostname(), facts)
+
+
+def paddle_version() -> str:
+    """Paddle's version if it is imported, else ''. Importing it takes most of a second: that is the user's to do."""
+    return str(getattr(sys.modules.get("paddle"), "__version__", ""))
+
+
+def _number(environment: Mapping[str, str], names: tuple[str, ...], default: int) -> int:
+    for name in names:
+        if re.fullmatch(r"\d{1,9}", environment.get(name, "")):
+            return int(environment[name])
+    return default
+
+
+def _run_name(script: str, environment: Mapping[str, str]) -> str:
+    """The script's name and 8 hex digits that the ranks of one launch share, on all of its nodes, and no other has.
+
+    PADDLE_TRAINER_ENDPOINTS lists every rank's host and (random) port, the same in each of them. A process alone
+    has nobody to agree with: its own number and start make the name.
+    """
+    base = re.sub(r"[^0-9A-Za-z_.-]+", "-", Path(script).stem).strip("-.") or "run"
+    shared = environment.get("PADDLE_TRAINER_ENDPOINTS") or f"{socket.gethostname()} {os.getpid()} {time.time_ns()}"
+    return f"{base[:64]}-{hashlib.sha256(shared.encode()).hexdigest()[:8]}"
+
+
+def _git_commit(directory: Path) -> Optional[str]:
+    """Commit that the checkout around ``directory`` is at, read from its files: no child process at start."""
+    try:
+        for place in (directory, *directory.parents):
+            git = place / ".git"
+            if git.is_file():  # a worktree or submodule: "gitdir: PATH"
+                git = (place / git.read_text().partition(":")[2].strip()).resolve()
+            if not (git / "HEAD").is_file():
+                continue
+            head = (git / "HEAD").read_text().strip()
+            if not head.startswith("ref:"):
+                return head[:40] or None
+            reference = head[4:].strip()
+            common = git / "commondir"
+            roots = [git, (git / common.read_text().strip()).resolve()] if common.is_file() else [git]
+            for root in roots:
+                if (root / reference).is_file():
+                    return (root / reference).read_text().strip()[:40]
+                packed = root / "packed-refs"
+                if packed.is_file():
+                    for line in packed.read_text().splitlines():
+                        if line.endswith(" " + reference):
+                            return line.split()[0]
+            return None
+    except (OSError, UnicodeDecodeError):
+        return None
+    return None

@@ -1,0 +1,237 @@
+"""A run in this process: its page, its endpoint, and how it ends."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence, Tuple, Type
+
+from . import ending
+from .identity import Identity, identify, paddle_version
+from .page import PageWriter, create_page, default_directories
+from .page_reader import OwnPageReader
+from .recorder import Recorder
+from .settings import Settings, environ, load
+from .sweep import sweep
+from .targets import remove_target, target_file, write_target
+
+if TYPE_CHECKING:
+    from .serve import Endpoint
+
+log = logging.getLogger("paddle_exporter")
+
+_SCRAPED_LATELY = 300.0  # seconds; longer ago, and nobody is expected to come for the run's end
+
+
+class Run(Recorder):
+    """A recorder with a page, an endpoint, a target file and an end. Made by ``start``.
+
+    ``with paddle_exporter.start() as run:`` ends it as "finished", or as "failed" when an exception leaves the
+    block. Without ``with``, the end of the process does, and an exception that nobody catches.
+    """
+
+    def __init__(self, settings: Settings, identity: Identity) -> None:
+        self.settings = settings
+        self.identity = identity
+        self.state = "running"
+        self._endpoint: Optional[Endpoint] = None
+        self._target: Optional[Path] = None
+        self._ending = threading.Lock()
+        page = self._open_page() if settings.enabled else PageWriter(None, identity.info())
+        super().__init__(
+            page,
+            target_steps=settings.target_steps,
+            first_step=settings.first_step,
+            max_scalars=settings.max_scalars,
+            tensor_every=settings.tensor_every,
+        )
+        self.page: Optional[Path] = page.path
+        if settings.enabled and settings.serve:
+            self._serve()
+        if self.page is not None:
+            ending.mark_sigterm(self.page)
+
+    @property
+    def name(self) -> str:
+        """The run's name, the same in all of its ranks."""
+        return self.identity.run
+
+    @property
+    def rank(self) -> int:
+        """This process's rank in the run."""
+        return self.identity.rank
+
+    @property
+    def url(self) -> Optional[str]:
+        """Where this rank's metrics are, seen from this machine; None when they are not served here."""
+        if self._endpoint is None:
+            return None
+        address = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.settings.address, self.settings.address)
+        return f"http://{address}:{self._endpoint.port}/metrics"
+
+    def attach(self, model: Any = None, optimizer: Any = None, scaler: Any = None) -> Run:
+        """Take steps, data wait, learning rate, gradient norm, loss scale and checkpoints from a hand-written loop.
+
+        From then on each update of ``optimizer`` is a step: tell values with ``log`` and do not call ``step``. ``scaler``
+        is the ``paddle.amp.GradScaler``, if there is one. What a version of Paddle does not offer is said once.
+        """
+        try:
+            from .hooks.attach import attach
+
+            attach(self, model=model, optimizer=optimizer, scaler=scaler)
+        except Exception:
+            log.warning("attach() failed; call step() yourself", exc_info=True)
+        return self
+
+    def finish(self, state: str = "finished", **facts: str) -> None:
+        """End the run: the last values and ``state`` are kept, served to one more scrape, and the port is closed.
+
+        Waits for that scrape for at most the setting ``linger``, and only if somebody scraped before. ``facts``
+        become labels of paddle_run_info. What is recorded later goes nowhere.
+        """
+        with self._ending:
+            if self.state != "running":
+                return
+            self.state = state
+        try:
+            self._last_words()
+            self._page.describe(facts)
+            self._page.set_state(state)
+            self._commit()
+            if self._endpoint is not None:
+                now = time.monotonic()
+                if now - self._endpoint.scraped < _SCRAPED_LATELY and self._endpoint.scraped:
+                    self._endpoint.wait_for_scrape(now, self.settings.linger)
+                self._endpoint.close()
+            if self._target is not None:
+                remove_target(self._target, str(self.page))
+        except Exception:
+            log.warning("the run's end was not recorded", exc_info=True)
+        self._page.detach()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        state, facts = ending.judge(error)
+        self.finish(state, **facts)
+
+    def abandon(self) -> None:
+        """In a forked child: the run is the parent's. The child's calls are accepted and count nothing."""
+        self.state = "abandoned"
+        self._page.detach()
+        if self._endpoint is not None:
+            self._endpoint.abandon()
+
+    # --- beginning --------------------------------------------------------------------------------------------
+
+    def _open_page(self) -> PageWriter:
+        chosen = self.settings.page_dir
+        directories = ([chosen] if chosen else []) + [d for d in default_directories() if d != chosen]
+        name = f"rank{self.identity.rank:05d}-{os.getpid()}-{time.time_ns():x}"
+        page, errors = create_page(directories, name, self.identity.info())
+        for error in errors:
+            log.warning("%s", error)
+        if page.path is None:
+            log.warning("no directory takes the page: values are served, but do not outlive this process")
+        elif errors:
+            log.warning("the page is %s", page.path)
+        if page.path is not None:
+            sweep(page.path.parent, self.settings.page_retention)
+        return page
+
+    def _serve(self) -> None:
+        from .collectors.ranks import RankCollector
+        from .collectors.self import collect_self
+        from .serve import Endpoint
+
+        settings, identity = self.settings, self.identity
+        own = OwnPageReader(self._page)
+        collectors = {"self": collect_self, "ranks": RankCollector(lambda: [own])}
+        title = f"{identity.run}, rank {identity.rank} of {identity.world_size}"
+        wanted = settings.port + identity.local_rank if settings.port else 0
+        try:
+            self._endpoint = Endpoint(collectors, settings.address, wanted, settings.port_tries, title)
+        except OSError as error:
+            log.warning("metrics are not served by this process: %s", error)
+            return
+        log.info("metrics of %s on %s", title, self.url)
+        if wanted and self._endpoint.port != wanted:
+            log.warning("port %d is taken; metrics of %s are on %s", wanted, title, self.url)
+        directory = settings.targets_dir or (self.page.parent / "targets" if self.page else None)
+        if directory is None:
+            return
+        labels = {"run": identity.run, "rank": str(identity.rank), "node": identity.node}
+        target = directory / target_file(identity.run, identity.rank)
+        try:
+            write_target(target, self._host(), self._endpoint.port, labels, str(self.page))
+            self._target = target
+        except OSError as error:
+            log.warning("no target file for Prometheus in %s: %s", directory, error.strerror)
+
+    def _host(self) -> str:
+        """The host under which Prometheus reaches this process."""
+        if self.settings.advertise:
+            return self.settings.advertise
+        if self.settings.address not in ("0.0.0.0", "::"):
+            return self.settings.address
+        return environ().get("PADDLE_CURRENT_ENDPOINT", "").rpartition(":")[0] or self.identity.node
+
+    def _first_step(self) -> None:
+        # Paddle may have been imported since start(), and have brought its version and a signal handler of its own.
+        if self.page is not None:
+            self._page.describe({"paddle": paddle_version()})
+            ending.mark_sigterm(self.page)
+
+
+_active: Optional[Run] = None
+_starting = threading.Lock()
+
+
+def start(
+    run: Optional[str] = None,
+    *,
+    target_steps: Optional[int] = None,
+    tags: Optional[Mapping[str, str]] = None,
+    **settings: Any,
+) -> Run:
+    """Start recording and serving; the run is ended by ``finish``, by ``with``, or by the process's end.
+
+    ``run`` is its name, ``target_steps`` the global step at which it is done, ``tags`` facts for paddle_run_info;
+    ``settings`` are any others, by name (see the README's table). SettingError when one of them is not valid:
+    the only error that is raised, here or later.
+
+    While a run is active, a second ``start`` of the same name (or of none) returns it, as when a notebook's cell is
+    run again; one of another name ends the first. In a worker of a DataLoader the run returned records nothing.
+    """
+    global _active
+    checked = load({"run": run, "target_steps": target_steps, "tags": tags, **settings})
+    with _starting:
+        if _active is not None and _active.state == "running":
+            if checked.run in (None, _active.name):
+                log.warning("run %s is active already; its settings stay as they are", _active.name)
+                return _active
+            _active.finish()
+        if _in_dataloader_worker():
+            checked = load({**settings, "enabled": False})
+        _active = Run(checked, identify(checked, environ()))
+        ending.watch(_current)
+        return _active
+
+
+def _current() -> Optional[Run]:
+    return _active
+
+
+def _in_dataloader_worker() -> bool:
+    io = sys.modules.get("paddle.io")
+    return io is not None and io.get_worker_info() is not None

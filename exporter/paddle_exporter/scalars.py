@@ -1,0 +1,148 @@
+"""Names of scalars, resolved to slots of the page once."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+
+from . import catalogue, slots
+from .catalogue import DROP_REASONS, Metric
+from .page import PageFull, PageWriter
+
+NAME_LENGTH = 128
+_LAYOUTS_KEPT = 1000  # a loop that makes up new combinations of names for ever must not fill the memory
+
+
+class Kind:
+    """What names mean in one kind of call: some a metric of their own, any other a label's value of ``other``."""
+
+    def __init__(self, known: Mapping[str, Metric], other: Metric, prefix: str, special: Tuple[str, ...]) -> None:
+        self.known = known
+        self.other = other
+        self.prefix = prefix  # of the label of the counter of non-finite values
+        self.special = special  # names of what the step itself is told; their slots are not metrics
+
+
+_TRAIN = {
+    "loss": catalogue.LOSS,
+    "learning_rate": catalogue.LEARNING_RATE,
+    "grad_norm": catalogue.GRAD_NORM,
+    "loss_scale": catalogue.LOSS_SCALE,
+}
+STEP = Kind(_TRAIN, catalogue.SCALAR, "", ("samples", "tokens", "global_step"))
+LOG = Kind(_TRAIN, catalogue.SCALAR, "", ())
+EVAL = Kind({"loss": catalogue.EVAL_LOSS}, catalogue.EVAL_SCALAR, "eval/", ())
+
+
+Watched = Dict[int, List[float]]
+"""Slot of a scalar -> its values that wait for the scalar's detector."""
+
+
+class Layout:
+    """The slots of one sequence of names; a negative number stands for the slot that counts what is dropped.
+
+    ``pack`` stores plain numbers into neighbouring slots at once; it is None where they are not neighbours.
+    ``plain`` is whether numbers may be tried that way at all: no once a tensor was seen among them.
+    """
+
+    __slots__ = ("offset", "pack", "plain", "position", "samples", "slots", "tokens", "watched")
+
+    def __init__(self, numbers: List[int], names: Tuple[str, ...], special: Tuple[str, ...], watched: Watched) -> None:
+        self.slots = numbers
+        given = {name: slot for name, slot in zip(names, numbers) if name in special}
+        self.samples = given.get("samples", 0)  # the slot of a special value, 0 where it is not among the names
+        self.tokens = given.get("tokens", 0)
+        self.position = given.get("global_step", 0)
+        self.watched = [(slot, watched[slot]) for slot in numbers if slot in watched]
+        self.plain = all(number >= slots.FIRST for number in numbers)
+        neighbours = numbers and self.plain and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        self.pack: Optional[Callable[..., None]] = struct.Struct(f"@{len(numbers)}d").pack_into if neighbours else None
+        self.offset = 8 * numbers[0] if numbers else 0
+
+
+class ScalarTable:
+    """Reserves slots for names at their first use, in ``page``.
+
+    ``warn(reason, message)`` is told of names that are refused.
+    """
+
+    def __init__(self, page: PageWriter, max_scalars: int, warn: Callable[[str, str], None]) -> None:
+        self.watched: Watched = {}
+        self.nonfinite: Dict[int, int] = {}  # slot -> slot of its counter of non-finite values
+        self.pending: Dict[str, List[float]] = {name: [] for name in slots.WATCHED}
+        self._page = page
+        self._max_scalars = max_scalars
+        self._warn = warn
+        self._slots: Dict[Tuple[str, str], int] = {}  # (metric, name) -> slot
+        self._users = 0
+        self._lock = threading.Lock()
+
+    def resolve(self, kind: Kind, layouts: Dict[Tuple[str, ...], Layout], names: Tuple[str, ...]) -> Layout:
+        """The layout of ``names``, kept in ``layouts``."""
+        with self._lock:
+            self._reserve(kind, names)
+            numbers = [self._slots.get(self._key(kind, name), 0) or self._refuse(kind, name) for name in names]
+        layout = Layout(numbers, names, kind.special, self.watched)
+        if len(layouts) < _LAYOUTS_KEPT:
+            layouts[names] = layout
+        return layout
+
+    def _key(self, kind: Kind, name: str) -> Tuple[str, str]:
+        if name in kind.special:
+            return (f"_step_{name}", "")
+        metric = kind.known.get(name)
+        return (metric.name, "") if metric else (kind.other.name, name)
+
+    def _reserve(self, kind: Kind, names: Tuple[str, ...]) -> None:
+        """New names get neighbouring slots, and after them their counters of non-finite values."""
+        new: List[Tuple[str, str]] = []
+        for name in dict.fromkeys(names):
+            key = self._key(kind, name) if _valid(name) else None
+            if key is None or key in self._slots:
+                continue
+            if key[1] and self._users >= self._max_scalars:
+                continue
+            self._users += bool(key[1])
+            new.append(key)
+        counted = [key for key in new if not key[0].startswith("_")]
+        labels = [kind.prefix + (key[1] or _known_name(kind, key[0])) for key in counted]
+        fresh = [label for label in labels if label not in slots.WATCHED]
+        try:
+            # One record, so that a page that is full takes all of it or nothing.
+            first = self._page.slot_block(
+                [(metric, [name] if name else []) for metric, name in new]
+                + [(catalogue.NONFINITE.name, [label]) for label in fresh],
+                slots.NAN,
+            )
+        except PageFull:
+            self._users -= sum(bool(key[1]) for key in new)
+            return
+        counter = first + len(new)
+        for index, key in enumerate(new):
+            self._slots[key] = first + index
+        for key, label in zip(counted, labels):
+            slot = self._slots[key]
+            if label in slots.WATCHED:
+                self.nonfinite[slot] = slots.number(catalogue.NONFINITE.name, label)
+                self.watched[slot] = self.pending[label]
+            else:
+                self._page.values[counter] = 0.0
+                self.nonfinite[slot] = counter
+                counter += 1
+
+    def _refuse(self, kind: Kind, name: str) -> int:
+        if not _valid(name):
+            reason, why = "invalid_name", f"a name is 1 to {NAME_LENGTH} printable characters"
+        else:
+            reason, why = "too_many", f"{self._users} names are taken (setting max_scalars={self._max_scalars})"
+        self._warn(reason, f"scalar {str(name)[:NAME_LENGTH]!r} is not recorded: {why}")
+        return -(slots.DROPPED + DROP_REASONS.index(reason))
+
+
+def _valid(name: Any) -> bool:
+    return isinstance(name, str) and 0 < len(name) <= NAME_LENGTH and name.isprintable()
+
+
+def _known_name(kind: Kind, metric: str) -> str:
+    return next(name for name, known in kind.known.items() if known.name == metric)

@@ -1,0 +1,78 @@
+"""The slots that every page has, and their numbers.
+
+Names are those of the catalogue; a name with an underscore is raw material, from which collectors/ranks.py derives metrics.
+Times are of the monotonic clock, which all processes of a machine share; ``_clock`` turns them into Unix time.
+"""
+
+from __future__ import annotations
+
+from typing import List, Tuple
+
+from . import catalogue
+from .catalogue import DROP_REASONS, PHASES, STEP_BUCKETS
+
+NAN = float("nan")
+FIRST = 2
+"""Slots 0 and 1 are the page's own."""
+
+WATCHED = ("loss", "grad_norm")
+"""Scalars of training that have a spike detector."""
+
+# Known series exist from the start, at 0; what has no value yet is NaN, and absent from a scrape.
+ZEROS: List[Tuple[str, ...]] = [
+    (catalogue.STEPS.name,),  # from here to _last_step: what every step changes, in one store
+    (catalogue.SAMPLES.name,),
+    (catalogue.TOKENS.name,),
+    (catalogue.STEP_DURATION.name, "sum"),
+    ("_last_step",),  # 0 before the first
+    *((catalogue.STEP_DURATION.name, repr(bound)) for bound in STEP_BUCKETS),
+    (catalogue.STEP_DURATION.name, "+Inf"),
+    *((catalogue.PHASE_SECONDS.name, phase) for phase in PHASES[:-1]),
+    (catalogue.SKIPPED_STEPS.name,),
+    (catalogue.CHECKPOINT_SAVES.name,),
+    (catalogue.CHECKPOINT_FAILURES.name,),
+    (catalogue.CHECKPOINT_SECONDS.name,),
+    *((catalogue.DROPPED_SCALARS.name, reason) for reason in DROP_REASONS),
+    *((catalogue.SPIKES.name, name) for name in WATCHED),
+    *((catalogue.NONFINITE.name, name) for name in WATCHED),
+    ("_start",),
+    ("_clock",),
+    ("_mark_time",),  # throughput is taken since the mark before the last one
+    ("_mark_samples",),
+    ("_mark_tokens",),
+    ("_older_mark_time",),
+    ("_older_mark_samples",),
+    ("_older_mark_tokens",),
+    ("_step_offset",),  # global step less the steps counted here
+]
+BLANKS: List[Tuple[str, ...]] = [
+    ("_end",),
+    ("_phase",),  # index in PHASES of the open phase
+    ("_phase_since",),
+    (catalogue.EPOCH.name,),
+    (catalogue.TARGET_STEPS.name,),
+    (catalogue.CHECKPOINT_LAST.name,),
+    *((catalogue.ZSCORE.name, name) for name in WATCHED),
+]
+
+_NUMBERS = {name: FIRST + index for index, name in enumerate(ZEROS + BLANKS)}
+
+
+def number(name: str, *labels: str) -> int:
+    """The number of the slot of metric ``name``, its further label values given in their order."""
+    return _NUMBERS[(name, *labels)]
+
+
+STEPS = number(catalogue.STEPS.name)
+SAMPLES = number(catalogue.SAMPLES.name)
+TOKENS = number(catalogue.TOKENS.name)
+BUCKETS = number(catalogue.STEP_DURATION.name, repr(STEP_BUCKETS[0]))
+DROPPED = number(catalogue.DROPPED_SCALARS.name, DROP_REASONS[0])
+START = number("_start")
+CLOCK = number("_clock")
+MARK = number("_mark_time")
+OLDER_MARK = number("_older_mark_time")
+STEP_OFFSET = number("_step_offset")
+END = number("_end")
+PHASE = number("_phase")
+PHASE_SINCE = number("_phase_since")

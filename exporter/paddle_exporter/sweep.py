@@ -1,0 +1,34 @@
+"""Old pages are taken away; nothing of a living process ever is."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from .page import SIGTERM_SUFFIX, SUFFIX
+
+
+def sweep(directory: Path, retention: float) -> None:
+    """Remove pages whose writer ended and that nobody wrote for ``retention`` seconds, with what lies beside them."""
+    with contextlib.suppress(OSError):
+        for path in directory.iterdir():
+            if path.suffix not in (SUFFIX, ".new") or time.time() - path.lstat().st_mtime < retention:
+                continue
+            if not _in_use(path):
+                for leftover in (path, path.with_suffix(SIGTERM_SUFFIX)):
+                    with contextlib.suppress(OSError):
+                        leftover.unlink()
+
+
+def _in_use(path: Path) -> bool:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(fd)

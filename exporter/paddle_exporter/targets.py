@@ -1,0 +1,47 @@
+"""Target files for Prometheus's file_sd: each serving process writes one, and takes it away when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Mapping
+
+
+_PAGE = "__paddle_exporter_page"  # Prometheus drops labels that begin with two underscores
+
+
+def target_file(run: str, rank: int) -> str:
+    """Name of the target file of a rank; a restarted rank has the same one."""
+    slug = re.sub(r"[^0-9A-Za-z_.-]+", "-", run)[:64]
+    return f"{slug}-{hashlib.sha256(run.encode()).hexdigest()[:6]}-rank{rank:05d}.json"
+
+
+def write_target(path: Path, host: str, port: int, labels: Mapping[str, str], page: str) -> None:
+    """Write a target file at once: a reader sees the old one or the new one. OSError if it cannot be written.
+
+    It is readable by all, for Prometheus has a user of its own. ``page`` tells whose file it is.
+    """
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    fd, unfinished = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            json.dump([{"targets": [at], "labels": {**labels, _PAGE: page}}], file, ensure_ascii=False)
+            os.fchmod(fd, 0o644)
+        os.replace(unfinished, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(unfinished)
+        raise
+
+
+def remove_target(path: Path, page: str) -> None:
+    """Take the target file of ``page`` away; one that a successor wrote in its place stays."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        if json.loads(path.read_text(encoding="utf-8"))[0]["labels"][_PAGE] == page:
+            path.unlink()
