@@ -7,7 +7,6 @@ from it. Names, labels and kinds are a contract: renaming one is a breaking chan
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Tuple
 
 COUNTER = "counter"
 GAUGE = "gauge"
@@ -38,11 +37,11 @@ class Metric:
     kind: str
     help: str
     unit: str
-    labels: Tuple[str, ...] = RANK
-    buckets: Tuple[float, ...] = ()
+    labels: tuple[str, ...] = RANK
+    buckets: tuple[float, ...] = ()
 
 
-_ALL: Dict[str, Metric] = {}
+_ALL: dict[str, Metric] = {}
 
 
 def _add(metric: Metric) -> Metric:
@@ -52,11 +51,11 @@ def _add(metric: Metric) -> Metric:
     return metric
 
 
-def _counter(name: str, unit: str, help: str, labels: Tuple[str, ...] = RANK) -> Metric:
+def _counter(name: str, unit: str, help: str, labels: tuple[str, ...] = RANK) -> Metric:
     return _add(Metric(name, COUNTER, help, unit, labels))
 
 
-def _gauge(name: str, unit: str, help: str, labels: Tuple[str, ...] = RANK) -> Metric:
+def _gauge(name: str, unit: str, help: str, labels: tuple[str, ...] = RANK) -> Metric:
     return _add(Metric(name, GAUGE, help, unit, labels))
 
 
@@ -212,7 +211,7 @@ PAGE_ERRORS = _gauge(
 )
 
 
-def metrics() -> Tuple[Metric, ...]:
+def metrics() -> tuple[Metric, ...]:
     """All metrics, in the order of their declaration."""
     return tuple(_ALL.values())
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import List, Optional
 
 from .version import __version__
 
 
-def main(arguments: Optional[List[str]] = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 failed, 2 not understood."""
-    parser = argparse.ArgumentParser(prog="paddle-exporter", description="Prometheus exporter for PaddlePaddle training")
+    parser = argparse.ArgumentParser(
+        prog="paddle-exporter", description="Prometheus exporter for PaddlePaddle training"
+    )
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 

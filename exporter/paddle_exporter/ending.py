@@ -16,19 +16,19 @@ import sys
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple, Type
+from typing import IO, TYPE_CHECKING, Any, Callable
 
 from .page import SIGTERM_SUFFIX
 
 if TYPE_CHECKING:
     from .run import Run
 
-_current: Callable[[], Optional[Run]] = lambda: None
+_current: Callable[[], Run | None] | None = None
 _watching = False
-_marker: Optional[IO[str]] = None
+_marker: IO[str] | None = None
 
 
-def judge(error: Optional[BaseException]) -> Tuple[str, Dict[str, str]]:
+def judge(error: BaseException | None) -> tuple[str, dict[str, str]]:
     """The state a run ends in when ``error`` leaves it, and facts about that for paddle_run_info."""
     if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
         return "finished", {}
@@ -37,7 +37,7 @@ def judge(error: Optional[BaseException]) -> Tuple[str, Dict[str, str]]:
     return "failed", {"exception": type(error).__name__}
 
 
-def watch(current: Callable[[], Optional[Run]]) -> None:
+def watch(current: Callable[[], Run | None]) -> None:
     """End the run that ``current`` returns when the process ends. Done once a process."""
     global _watching, _current
     _current = current
@@ -46,7 +46,7 @@ def watch(current: Callable[[], Optional[Run]]) -> None:
     _watching = True
     previous = sys.excepthook
 
-    def excepthook(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> Any:
+    def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> Any:
         previous(kind, error, trace)  # first the user's traceback, then our wait for a scrape
         run = current()
         if run is not None:
@@ -73,16 +73,16 @@ def mark_sigterm(page: Path) -> None:
 
 
 def _at_exit() -> None:
-    run = _current()
+    run = _current() if _current else None
     if run is not None:
         run.finish()
 
 
 def _after_fork() -> None:
-    run = _current()
+    run = _current() if _current else None
     if run is not None:
         run.abandon()
     if _marker is not None:
         # The child's SIGTERM (DataLoader workers get one at each epoch's end) is not the rank's.
         with contextlib.suppress(OSError, ValueError):
-            faulthandler.register(signal.SIGTERM, file=open(os.devnull, "w"), all_threads=False, chain=True)
+            faulthandler.register(signal.SIGTERM, file=os.open(os.devnull, os.O_WRONLY), all_threads=False, chain=True)

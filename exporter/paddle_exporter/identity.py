@@ -9,9 +9,9 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Mapping, Optional
 
 from .settings import Settings
 from .version import __version__
@@ -29,7 +29,7 @@ class Identity:
     node: str
     facts: Mapping[str, str]
 
-    def info(self) -> Dict[str, str]:
+    def info(self) -> dict[str, str]:
         """All of it as labels of paddle_run_info, run and rank first."""
         return {
             "run": self.run,
@@ -41,7 +41,7 @@ class Identity:
         }
 
 
-def identify(settings: Settings, environment: Mapping[str, str], script: Optional[str] = None) -> Identity:
+def identify(settings: Settings, environment: Mapping[str, str], script: str | None = None) -> Identity:
     """Who this process is, from Paddle's launcher variables; a process without a launcher is rank 0 of 1.
 
     ``script`` is the training script's path, by default what this process runs.
@@ -60,7 +60,9 @@ def identify(settings: Settings, environment: Mapping[str, str], script: Optiona
         **{f"tag_{name}": value for name, value in (settings.tags or {}).items()},
     }
     run = settings.run or _run_name(script, environment)
-    return Identity(run, rank, local_rank, max(world_size, 1), max(local_size, 1), settings.node or socket.gethostname(), facts)
+    return Identity(
+        run, rank, local_rank, max(world_size, 1), max(local_size, 1), settings.node or socket.gethostname(), facts
+    )
 
 
 def paddle_version() -> str:
@@ -86,7 +88,7 @@ def _run_name(script: str, environment: Mapping[str, str]) -> str:
     return f"{base[:64]}-{hashlib.sha256(shared.encode()).hexdigest()[:8]}"
 
 
-def _git_commit(directory: Path) -> Optional[str]:
+def _git_commit(directory: Path) -> str | None:  # noqa: C901 - Git's four ways to say it
     """Commit that the checkout around ``directory`` is at, read from its files: no child process at start."""
     try:
         for place in (directory, *directory.parents):

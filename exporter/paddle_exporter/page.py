@@ -16,8 +16,9 @@ reader, and whoever finds the page of a killed process, sees whole commits or no
 commits later, so a reader that saw the sequence move by at most one holds an untouched copy; stamp and mirror
 expose whatever else may have hit the bank (another program's write, stores reordered by the CPU).
 
-There is no lock: concurrent committers (threads, signal handlers) draw different sequence numbers and so write
-different banks. An interrupt in the middle of a commit wastes a number, nothing more.
+There is no lock. A copy is one call under the GIL, so committers at once (threads, a signal handler) each write whole
+banks; where two drew the same number, both hold the same or newer values. An interrupt in the middle of a commit
+wastes a number, nothing more.
 
 The writer holds ``flock`` on the file for its life: the kernel drops it however the process ends, and so a reader
 knows a dead writer from a live one, in other pid namespaces too.
@@ -27,7 +28,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import json
 import mmap
 import os
@@ -37,8 +37,9 @@ import tempfile
 import threading
 import zlib
 from array import array
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
 from .catalogue import STATES
 
@@ -72,7 +73,7 @@ class PageError(Exception):
         self.reason = reason
 
 
-class PageFull(PageError):
+class PageFullError(PageError):
     """No room for another slot or another record."""
 
 
@@ -88,7 +89,9 @@ def private_directory(path: Path) -> Path:
     if status.st_uid != os.geteuid():
         raise PageError("foreign", f"{path} belongs to uid {status.st_uid}, not to uid {os.geteuid()}")
     if status.st_mode & 0o077:
-        raise PageError("foreign", f"{path} is open to others (mode {status.st_mode & 0o777:04o}); run: chmod 700 {path}")
+        raise PageError(
+            "foreign", f"{path} is open to others (mode {status.st_mode & 0o777:04o}); run: chmod 700 {path}"
+        )
     return path
 
 
@@ -98,14 +101,15 @@ class PageWriter:
     ``path`` is None for a page in anonymous memory, the last resort when no directory can be written.
     """
 
-    def __init__(self, path: Optional[Path], info: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path | None, info: Mapping[str, Any]) -> None:
         self.path = path
         self.values = array("d", bytes(8 * CAPACITY))
         self.slots = 0
-        self.info: Dict[str, Any] = {}
+        self.info: dict[str, Any] = {}
         self._growing = threading.RLock()
         self._journal_length = 0
         self._lock_fd = -1
+        self._number = 0
         self._attach(memoryview(mmap.mmap(-1, SIZE) if path is None else self._create(path)))
         static = _STATIC.pack(MAGIC, VERSION, SIZE, CAPACITY, JOURNAL_BYTES, os.getpid())
         self._memory[: len(static)] = static
@@ -144,7 +148,6 @@ class PageWriter:
         self._memory = memory
         self._words = memory.cast("Q")
         self._doubles = memory.cast("d")
-        self._numbers = itertools.count(1)
         self._aim()
 
     def _aim(self) -> None:
@@ -158,10 +161,10 @@ class PageWriter:
         self._views = tuple(views)
 
     def slot(self, metric: str, labels: Sequence[str] = (), initial: float = 0.0) -> int:
-        """Reserve a slot for ``metric``; ``labels`` are its label values beyond run and rank. PageFull if none is left."""
+        """Reserve a slot; ``labels`` are the label values beyond run and rank. PageFullError if none is left."""
         return self.slot_block([(metric, labels)], initial)
 
-    def slot_block(self, names: Sequence[Tuple[str, Sequence[str]]], initial: float = 0.0) -> int:
+    def slot_block(self, names: Sequence[tuple[str, Sequence[str]]], initial: float = 0.0) -> int:
         """Reserve neighbouring slots for ``names``; returns the first one's number. Shown from the next commit on."""
         with self._growing:
             first = self.slots
@@ -169,7 +172,7 @@ class PageWriter:
             if end == first:
                 return first
             if end > CAPACITY:
-                raise PageFull("full", f"the page has room for {CAPACITY} slots")
+                raise PageFullError("full", f"the page has room for {CAPACITY} slots")
             self._append({"first": first, "slots": [[metric, *labels] for metric, labels in names]})
             self.values[first:end] = array("d", [initial]) * len(names)
             self.slots = end
@@ -188,7 +191,7 @@ class PageWriter:
         start = self._journal_length
         end = start + RECORD.size + len(body)
         if end > JOURNAL_BYTES:
-            raise PageFull("full", f"the page has room for {JOURNAL_BYTES} bytes of names")
+            raise PageFullError("full", f"the page has room for {JOURNAL_BYTES} bytes of names")
         self._memory[JOURNAL_AT + start : JOURNAL_AT + end] = RECORD.pack(len(body), zlib.crc32(body)) + body
         self._journal_length = end
         self._words[_JOURNAL_LENGTH] = end
@@ -199,14 +202,13 @@ class PageWriter:
 
     def commit(self) -> None:
         """Publish the working copy. About 0.2 us; never waits."""
-        number = next(self._numbers)
-        source, bank, mirror = self._views[number % BANKS]
+        number = self._number = self._number + 1
+        source, bank, mirror = self._views[number & BANKS - 1]
         bank[:] = source
         bank[0] = number
         mirror[:] = bank
-        words = self._words
-        if number > words[SEQUENCE]:
-            words[SEQUENCE] = number
+        if number == self._number:  # else a thread that came later has more to publish
+            self._words[SEQUENCE] = number
 
     def copy(self, at: int, length: int) -> bytes:
         """``length`` bytes of the page from ``at``: how this process reads its own page, which may have no file."""
@@ -226,9 +228,9 @@ def _unfinished(path: Path) -> Path:
     return path.with_suffix(".new")
 
 
-def create_page(directories: Sequence[Path], name: str, info: Mapping[str, Any]) -> Tuple[PageWriter, List[PageError]]:
+def create_page(directories: Sequence[Path], name: str, info: Mapping[str, Any]) -> tuple[PageWriter, list[PageError]]:
     """A page called ``name`` in the first directory that takes one, else in memory; and why the others did not."""
-    errors: List[PageError] = []
+    errors: list[PageError] = []
     for directory in directories:
         try:
             return PageWriter(private_directory(directory) / (name + SUFFIX), info), errors
@@ -237,7 +239,7 @@ def create_page(directories: Sequence[Path], name: str, info: Mapping[str, Any])
     return PageWriter(None, info), errors
 
 
-def default_directories() -> Tuple[Path, ...]:
+def default_directories() -> tuple[Path, ...]:
     """Where pages go unless told otherwise: memory first, then the temporary directory."""
     name = f"paddle-exporter-{os.geteuid()}"
     return (Path("/dev/shm") / name, Path(tempfile.gettempdir()) / name)

@@ -12,9 +12,10 @@ import struct
 import time
 import zlib
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable
 
 from . import page
 from .catalogue import STATES
@@ -33,16 +34,16 @@ class Snapshot:
     ``alive``: its writer lives. ``terminated``: its writer got a SIGTERM.
     """
 
-    info: Dict[str, Any]
+    info: dict[str, Any]
     pid: int
     state: str
     alive: bool
     terminated: bool
     sequence: int
-    slots: Tuple[Tuple[str, ...], ...]
+    slots: tuple[tuple[str, ...], ...]
     values: array[float]
 
-    def __iter__(self) -> Iterator[Tuple[str, Tuple[str, ...], float]]:
+    def __iter__(self) -> Iterator[tuple[str, tuple[str, ...], float]]:
         for slot, value in zip(self.slots, self.values):
             yield slot[0], slot[1:], value
 
@@ -54,7 +55,7 @@ class PageReader:
     ``owner`` (default: our own uid). PageError says what is wrong with a page, in construction and in ``read``.
     """
 
-    def __init__(self, path: Path, owner: Optional[int] = None) -> None:
+    def __init__(self, path: Path, owner: int | None = None) -> None:
         self.path = path
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -106,7 +107,7 @@ class OwnPageReader:
 
     def __init__(self, writer: PageWriter) -> None:
         self.path = writer.path
-        self._parser = _Parser("of this process", lambda at, length: writer.copy(at, length))
+        self._parser = _Parser("of this process", writer.copy)
 
     def read(self) -> Snapshot:
         """The newest commit."""
@@ -120,11 +121,11 @@ class _Parser:
         self._name = name
         self._read = read
         self._parsed = 0
-        self._info: Dict[str, Any] = {}
-        self._slots: List[Tuple[str, ...]] = []
-        self._frozen: Tuple[Tuple[str, ...], ...] = ()
+        self._info: dict[str, Any] = {}
+        self._slots: list[tuple[str, ...]] = []
+        self._frozen: tuple[tuple[str, ...], ...] = ()
 
-    def static(self) -> Tuple[int, int, int, int]:
+    def static(self) -> tuple[int, int, int, int]:
         """Check the header; returns pid, sequence, journal length and the state's word."""
         raw = self._read(0, _HEADER.size)
         if len(raw) < _HEADER.size:
@@ -158,7 +159,7 @@ class _Parser:
             time.sleep(0.0001 * (attempt > 20))
         raise self._error("corrupted", "its newest values do not match their mirror")
 
-    def _bank(self, sequence: int) -> Optional[array[float]]:
+    def _bank(self, sequence: int) -> array[float] | None:
         raw = self._read(page.BANKS_AT + sequence % page.BANKS * page.BANK_BYTES, page.BANK_BYTES)
         now = int.from_bytes(self._read(page.SEQUENCE * 8, 8), "little")
         if len(raw) != page.BANK_BYTES or not 0 <= now - sequence <= page.BANKS - 3:
@@ -194,7 +195,7 @@ class _Parser:
         self._parsed = length
         self._frozen = tuple(self._slots)
 
-    def _apply(self, record: Dict[str, Any]) -> None:
+    def _apply(self, record: dict[str, Any]) -> None:
         if "info" in record:
             self._info = {**self._info, **record["info"]}
         if "slots" in record:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from threading import get_ident
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Optional, Type
+from typing import TYPE_CHECKING
 
 from .slots import NAN, PHASE, PHASE_SINCE
 
@@ -20,7 +20,7 @@ class Phase:
 
     __slots__ = ("_index", "_recorder", "_slot", "entered", "name")
 
-    def __init__(self, recorder: Optional[Recorder], name: str, index: int, slot: int) -> None:
+    def __init__(self, recorder: Recorder | None, name: str, index: int, slot: int) -> None:
         self.name = name
         self.entered = 0.0
         self._recorder = recorder
@@ -42,7 +42,7 @@ class Phase:
         return self
 
     def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         recorder = self._recorder
         if recorder is not None and recorder._open_phases and get_ident() == recorder._thread:

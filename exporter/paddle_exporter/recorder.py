@@ -10,8 +10,9 @@ import logging
 import struct
 import threading
 from bisect import bisect_left
+from collections.abc import Collection
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Collection, Dict, List, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any
 
 from . import catalogue, slots
 from .catalogue import DROP_REASONS, PHASES, STEP_BUCKETS, Metric
@@ -31,20 +32,24 @@ _HOUSEKEEP_SECONDS = 0.25  # detectors' values wait in a list until then, so tha
 _DETECT_AT = 64  # or until so many wait
 _STORE_STEP = struct.Struct("@5d").pack_into  # steps, samples, tokens, seconds, now: neighbours, see slots.py
 _STEP_AT = 8 * STEPS
+_EDGES = (float("-inf"), *STEP_BUCKETS, float("inf"))
 
 
 class Recorder:
     """Stores what a training loop tells into ``page``. Its methods never raise and are safe from any thread."""
 
     __slots__ = (  # attributes of a slotted object are the fastest: 0.3 us of a step
+        "_bucket",
         "_commit",
         "_count",
         "_detectors",
         "_due",
         "_evals",
+        "_high",
         "_last_layout",
         "_last_names",
         "_logs",
+        "_low",
         "_next_mark",
         "_open_phases",
         "_page",
@@ -65,7 +70,7 @@ class Recorder:
         self,
         page: PageWriter,
         *,
-        target_steps: Optional[int] = None,
+        target_steps: int | None = None,
         first_step: int = 0,
         max_scalars: int = 200,
         tensor_every: int = 10,
@@ -75,16 +80,17 @@ class Recorder:
         self._page = page
         self._values = values = page.values
         self._commit = page.commit
-        self._warned: Set[str] = set()
+        self._warned: set[str] = set()
         self._table = ScalarTable(page, max_scalars, self._warn)
-        self._steps: Dict[Tuple[str, ...], Layout] = {}
-        self._logs: Dict[Tuple[str, ...], Layout] = {}
-        self._evals: Dict[Tuple[str, ...], Layout] = {}
+        self._steps: dict[tuple[str, ...], Layout] = {}
+        self._logs: dict[tuple[str, ...], Layout] = {}
+        self._evals: dict[tuple[str, ...], Layout] = {}
         self._tensors = TensorQueue(self._number, tensor_every)
         self._detectors = {name: SpikeDetector() for name in slots.WATCHED}
-        self._last_names: List[str] = []
+        self._last_names: list[str] = []
         self._last_layout = self._layout(STEP, self._steps, ())
         self._count = self._samples = self._tokens = self._seconds = 0.0
+        self._choose_bucket(0.0)
         self._previous = 0.0  # when the last step ended; evaluations and checkpoints move it on
         self._due = 0.0
         self._next_mark = 0.0
@@ -99,7 +105,7 @@ class Recorder:
             name: Phase(self, name, index, slots.number(catalogue.PHASE_SECONDS.name, name))
             for index, name in enumerate(PHASES[:-1])
         }
-        self._open_phases: List[Phase] = []
+        self._open_phases: list[Phase] = []
         self._thread = threading.get_ident()
         page.commit()
 
@@ -107,7 +113,8 @@ class Recorder:
 
     if TYPE_CHECKING:  # what callers see; written that way, matching the names alone would cost a step 0.4 us
 
-        def step(self, *, samples: float = 0, tokens: float = 0, global_step: int = 0, **scalars: Any) -> None: ...
+        def step(self, *, samples: float = 0, tokens: float = 0, global_step: float = 0, **scalars: Any) -> None:
+            """End a training step; see below."""
 
     else:
 
@@ -127,7 +134,7 @@ class Recorder:
             except Exception as error:
                 self._trouble("step", error)
 
-    def _end_step(self, layout: Layout, numbers: Collection[Any]) -> None:
+    def _end_step(self, layout: Layout, numbers: Collection[Any]) -> None:  # noqa: C901, PLR0912
         """The whole of a step. Written out in one place, for each call costs 0.05 us."""
         now = monotonic()
         values = self._values
@@ -149,14 +156,16 @@ class Recorder:
         else:
             self._put(layout, numbers)
         self._count += 1.0
-        if layout.samples and values[layout.samples] > 0.0:
-            self._samples += values[layout.samples]
-        if layout.tokens and values[layout.tokens] > 0.0:
-            self._tokens += values[layout.tokens]
+        if layout.samples:
+            self._samples += max(values[layout.samples], 0.0)
+        if layout.tokens:
+            self._tokens += max(values[layout.tokens], 0.0)
         if self._previous:
             took = now - self._previous
-            values[BUCKETS + bisect_left(STEP_BUCKETS, took)] += 1.0
             self._seconds += took
+            if not self._low < took <= self._high:
+                self._choose_bucket(took)
+            values[self._bucket] += 1.0
         self._previous = now
         _STORE_STEP(values, _STEP_AT, self._count, self._samples, self._tokens, self._seconds, now)
         if layout.position:
@@ -164,6 +173,11 @@ class Recorder:
         if now >= self._due:
             self._housekeep(now)
         self._commit()
+
+    def _choose_bucket(self, seconds: float) -> None:
+        index = bisect_left(STEP_BUCKETS, seconds)
+        self._low, self._high = _EDGES[index], _EDGES[index + 1]
+        self._bucket = BUCKETS + index
 
     def bind(self, *names: str) -> BoundStep:
         """The fastest ``step``: names are resolved now, values are given in their order.
@@ -204,7 +218,7 @@ class Recorder:
         self._commit()
 
     def checkpoint(self, seconds: float, ok: bool = True) -> None:
-        """Count a checkpoint that took ``seconds``, saved or failed. ``phase("checkpoint")`` gives its time to a phase."""
+        """Count a checkpoint that took ``seconds``, saved or failed; see also ``phase``."""
         values = self._values
         values[slots.number(catalogue.CHECKPOINT_SECONDS.name)] += max(seconds, 0.0)
         values[slots.number((catalogue.CHECKPOINT_SAVES if ok else catalogue.CHECKPOINT_FAILURES).name)] += 1.0
@@ -225,14 +239,14 @@ class Recorder:
 
     # --- values of any type -----------------------------------------------------------------------------------
 
-    def _store(self, kind: Kind, layouts: Dict[Tuple[str, ...], Layout], scalars: Dict[str, Any]) -> None:
+    def _store(self, kind: Kind, layouts: dict[tuple[str, ...], Layout], scalars: dict[str, Any]) -> None:
         try:
             self._put(self._layout(kind, layouts, tuple(scalars)), scalars.values())
         except Exception as error:
             self._trouble("log", error)
         self._commit()
 
-    def _layout(self, kind: Kind, layouts: Dict[Tuple[str, ...], Layout], names: Tuple[str, ...]) -> Layout:
+    def _layout(self, kind: Kind, layouts: dict[tuple[str, ...], Layout], names: tuple[str, ...]) -> Layout:
         return layouts.get(names) or self._table.resolve(kind, layouts, names)
 
     def _put(self, layout: Layout, numbers: Collection[Any]) -> None:
@@ -353,7 +367,7 @@ class BoundStep:
 
     __slots__ = ("_end_step", "_layout", "_recorder", "names")
 
-    def __init__(self, recorder: Recorder, layout: Layout, names: Tuple[str, ...]) -> None:
+    def __init__(self, recorder: Recorder, layout: Layout, names: tuple[str, ...]) -> None:
         self.names = names
         self._recorder = recorder
         self._layout = layout

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import logging
 import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence, Tuple, Type
+from typing import TYPE_CHECKING, Any
 
 from . import ending
 from .identity import Identity, identify, paddle_version
@@ -20,7 +19,7 @@ from .page_reader import OwnPageReader
 from .recorder import Recorder
 from .settings import Settings, environ, load
 from .sweep import sweep
-from .targets import remove_target, target_file, write_target
+from .targets import host_and_port, remove_target, target_file, write_target
 
 if TYPE_CHECKING:
     from .serve import Endpoint
@@ -41,8 +40,8 @@ class Run(Recorder):
         self.settings = settings
         self.identity = identity
         self.state = "running"
-        self._endpoint: Optional[Endpoint] = None
-        self._target: Optional[Path] = None
+        self._endpoint: Endpoint | None = None
+        self._target: Path | None = None
         self._ending = threading.Lock()
         page = self._open_page() if settings.enabled else PageWriter(None, identity.info())
         super().__init__(
@@ -52,7 +51,7 @@ class Run(Recorder):
             max_scalars=settings.max_scalars,
             tensor_every=settings.tensor_every,
         )
-        self.page: Optional[Path] = page.path
+        self.page: Path | None = page.path
         if settings.enabled and settings.serve:
             self._serve()
         if self.page is not None:
@@ -65,22 +64,22 @@ class Run(Recorder):
 
     @property
     def rank(self) -> int:
-        """This process's rank in the run."""
+        """Rank of this process in the run."""
         return self.identity.rank
 
     @property
-    def url(self) -> Optional[str]:
+    def url(self) -> str | None:
         """Where this rank's metrics are, seen from this machine; None when they are not served here."""
         if self._endpoint is None:
             return None
-        address = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.settings.address, self.settings.address)
-        return f"http://{address}:{self._endpoint.port}/metrics"
+        address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.address, self.settings.address)
+        return f"http://{host_and_port(address, self._endpoint.port)}/metrics"
 
     def attach(self, model: Any = None, optimizer: Any = None, scaler: Any = None) -> Run:
         """Take steps, data wait, learning rate, gradient norm, loss scale and checkpoints from a hand-written loop.
 
-        From then on each update of ``optimizer`` is a step: tell values with ``log`` and do not call ``step``. ``scaler``
-        is the ``paddle.amp.GradScaler``, if there is one. What a version of Paddle does not offer is said once.
+        From then on each update of ``optimizer`` is a step: tell values with ``log`` and do not call ``step``.
+        ``scaler`` is the ``paddle.amp.GradScaler``, if there is one. What this Paddle does not offer is said once.
         """
         try:
             from .hooks.attach import attach
@@ -120,7 +119,7 @@ class Run(Recorder):
         return self
 
     def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         state, facts = ending.judge(error)
         self.finish(state, **facts)
@@ -150,13 +149,14 @@ class Run(Recorder):
         return page
 
     def _serve(self) -> None:
+        from .collectors.guard import Collect
         from .collectors.ranks import RankCollector
         from .collectors.self import collect_self
         from .serve import Endpoint
 
         settings, identity = self.settings, self.identity
         own = OwnPageReader(self._page)
-        collectors = {"self": collect_self, "ranks": RankCollector(lambda: [own])}
+        collectors: dict[str, Collect] = {"self": collect_self, "ranks": RankCollector(lambda: [own])}
         title = f"{identity.run}, rank {identity.rank} of {identity.world_size}"
         wanted = settings.port + identity.local_rank if settings.port else 0
         try:
@@ -193,15 +193,15 @@ class Run(Recorder):
             ending.mark_sigterm(self.page)
 
 
-_active: Optional[Run] = None
+_active: Run | None = None
 _starting = threading.Lock()
 
 
 def start(
-    run: Optional[str] = None,
+    run: str | None = None,
     *,
-    target_steps: Optional[int] = None,
-    tags: Optional[Mapping[str, str]] = None,
+    target_steps: int | None = None,
+    tags: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> Run:
     """Start recording and serving; the run is ended by ``finish``, by ``with``, or by the process's end.
@@ -228,7 +228,7 @@ def start(
         return _active
 
 
-def _current() -> Optional[Run]:
+def _current() -> Run | None:
     return _active
 
 

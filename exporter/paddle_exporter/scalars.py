@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import struct
 import threading
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from collections.abc import Mapping
+from typing import Any, Callable
 
 from . import catalogue, slots
 from .catalogue import DROP_REASONS, Metric
-from .page import PageFull, PageWriter
+from .page import PageFullError, PageWriter
 
 NAME_LENGTH = 128
 _LAYOUTS_KEPT = 1000  # a loop that makes up new combinations of names for ever must not fill the memory
@@ -17,7 +18,7 @@ _LAYOUTS_KEPT = 1000  # a loop that makes up new combinations of names for ever 
 class Kind:
     """What names mean in one kind of call: some a metric of their own, any other a label's value of ``other``."""
 
-    def __init__(self, known: Mapping[str, Metric], other: Metric, prefix: str, special: Tuple[str, ...]) -> None:
+    def __init__(self, known: Mapping[str, Metric], other: Metric, prefix: str, special: tuple[str, ...]) -> None:
         self.known = known
         self.other = other
         self.prefix = prefix  # of the label of the counter of non-finite values
@@ -35,7 +36,7 @@ LOG = Kind(_TRAIN, catalogue.SCALAR, "", ())
 EVAL = Kind({"loss": catalogue.EVAL_LOSS}, catalogue.EVAL_SCALAR, "eval/", ())
 
 
-Watched = Dict[int, List[float]]
+Watched = dict[int, list[float]]
 """Slot of a scalar -> its values that wait for the scalar's detector."""
 
 
@@ -48,7 +49,7 @@ class Layout:
 
     __slots__ = ("offset", "pack", "plain", "position", "samples", "slots", "tokens", "watched")
 
-    def __init__(self, numbers: List[int], names: Tuple[str, ...], special: Tuple[str, ...], watched: Watched) -> None:
+    def __init__(self, numbers: list[int], names: tuple[str, ...], special: tuple[str, ...], watched: Watched) -> None:
         self.slots = numbers
         given = {name: slot for name, slot in zip(names, numbers) if name in special}
         self.samples = given.get("samples", 0)  # the slot of a special value, 0 where it is not among the names
@@ -57,7 +58,7 @@ class Layout:
         self.watched = [(slot, watched[slot]) for slot in numbers if slot in watched]
         self.plain = all(number >= slots.FIRST for number in numbers)
         neighbours = numbers and self.plain and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-        self.pack: Optional[Callable[..., None]] = struct.Struct(f"@{len(numbers)}d").pack_into if neighbours else None
+        self.pack: Callable[..., None] | None = struct.Struct(f"@{len(numbers)}d").pack_into if neighbours else None
         self.offset = 8 * numbers[0] if numbers else 0
 
 
@@ -69,34 +70,34 @@ class ScalarTable:
 
     def __init__(self, page: PageWriter, max_scalars: int, warn: Callable[[str, str], None]) -> None:
         self.watched: Watched = {}
-        self.nonfinite: Dict[int, int] = {}  # slot -> slot of its counter of non-finite values
-        self.pending: Dict[str, List[float]] = {name: [] for name in slots.WATCHED}
+        self.nonfinite: dict[int, int] = {}  # slot -> slot of its counter of non-finite values
+        self.pending: dict[str, list[float]] = {name: [] for name in slots.WATCHED}
         self._page = page
         self._max_scalars = max_scalars
         self._warn = warn
-        self._slots: Dict[Tuple[str, str], int] = {}  # (metric, name) -> slot
+        self._slots: dict[tuple[str, str], int] = {}  # (metric, name) -> slot
         self._users = 0
         self._lock = threading.Lock()
 
-    def resolve(self, kind: Kind, layouts: Dict[Tuple[str, ...], Layout], names: Tuple[str, ...]) -> Layout:
+    def resolve(self, kind: Kind, layouts: dict[tuple[str, ...], Layout], names: tuple[str, ...]) -> Layout:
         """The layout of ``names``, kept in ``layouts``."""
         with self._lock:
             self._reserve(kind, names)
-            numbers = [self._slots.get(self._key(kind, name), 0) or self._refuse(kind, name) for name in names]
+            numbers = [self._slots.get(self._key(kind, name), 0) or self._refuse(name) for name in names]
         layout = Layout(numbers, names, kind.special, self.watched)
         if len(layouts) < _LAYOUTS_KEPT:
             layouts[names] = layout
         return layout
 
-    def _key(self, kind: Kind, name: str) -> Tuple[str, str]:
+    def _key(self, kind: Kind, name: str) -> tuple[str, str]:
         if name in kind.special:
             return (f"_step_{name}", "")
         metric = kind.known.get(name)
         return (metric.name, "") if metric else (kind.other.name, name)
 
-    def _reserve(self, kind: Kind, names: Tuple[str, ...]) -> None:
+    def _reserve(self, kind: Kind, names: tuple[str, ...]) -> None:
         """New names get neighbouring slots, and after them their counters of non-finite values."""
-        new: List[Tuple[str, str]] = []
+        new: list[tuple[str, str]] = []
         for name in dict.fromkeys(names):
             key = self._key(kind, name) if _valid(name) else None
             if key is None or key in self._slots:
@@ -115,7 +116,7 @@ class ScalarTable:
                 + [(catalogue.NONFINITE.name, [label]) for label in fresh],
                 slots.NAN,
             )
-        except PageFull:
+        except PageFullError:
             self._users -= sum(bool(key[1]) for key in new)
             return
         counter = first + len(new)
@@ -131,7 +132,7 @@ class ScalarTable:
                 self.nonfinite[slot] = counter
                 counter += 1
 
-    def _refuse(self, kind: Kind, name: str) -> int:
+    def _refuse(self, name: str) -> int:
         if not _valid(name):
             reason, why = "invalid_name", f"a name is 1 to {NAME_LENGTH} printable characters"
         else:

@@ -13,9 +13,10 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer, ThreadingMixIn
-from typing import Any, Callable, List, Mapping, Optional, Tuple
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -55,7 +56,7 @@ class Endpoint:
         self._thread.start()
 
     def _listen(self, address: str, port: int, tries: int) -> _Server:
-        trouble: Optional[OSError] = None
+        trouble: OSError | None = None
         for candidate in range(port, min(port + tries, 65536)) if port else [0]:
             try:
                 return _Server(self, address, candidate)
@@ -64,7 +65,7 @@ class Endpoint:
         last = min(port + tries, 65536) - 1
         raise OSError(f"no free port from {port} to {last} on {address}: {trouble}")
 
-    def render(self, accept: str) -> Tuple[bytes, str]:
+    def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition that a client's Accept header asks for, and its content type."""
         encode, content_type = choose_encoder(accept)
         with self._rendering:  # one at a time: scrapes at once must not take the interpreter from training longer
@@ -96,7 +97,8 @@ class Endpoint:
     def close(self) -> None:
         """Stop listening."""
         if os.getpid() != self._pid:
-            return self.abandon()
+            self.abandon()
+            return
         self._server.shutdown()
         self._server.server_close()
 
@@ -127,8 +129,8 @@ class _Server(ThreadingMixIn, TCPServer):
         finally:
             self.endpoint._room.release()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        log.debug("a client went away", exc_info=True)
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        log.debug("a client went away", exc_info=True)  # noqa: LOG014 - called while it is handled
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -154,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(404, b"There is /metrics, /healthz and /.\n", "text/plain; charset=utf-8")
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 - http.server finds it by this name
 
     def _answer(self, status: int, body: bytes, content_type: str) -> None:
         self.send_response(status)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, Callable
 
 PREFIX = "PADDLE_EXPORTER_"
 
@@ -74,7 +75,7 @@ def _seconds(low: float, high: float) -> Callable[[Any], float]:
 _TAG = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,63}")
 
 
-def _tags(raw: Any) -> Dict[str, str]:
+def _tags(raw: Any) -> dict[str, str]:
     allowed = "name=value pairs, at most 20; a name is letters, digits and _, a value at most 128 printable characters"
     if isinstance(raw, str):
         pairs = [part.partition("=") for part in raw.split(",") if part.strip()]
@@ -111,10 +112,12 @@ class Setting:
     help: str
 
 
-_SETTINGS: Dict[str, Setting] = {
+_SETTINGS: dict[str, Setting] = {
     "enabled": Setting(_flag, True, "`0` turns the exporter into a recorder that records nothing"),
     "run": Setting(_text, None, "name of the run; by default the script's name and a hash all ranks of a launch share"),
-    "tags": Setting(_tags, None, "facts of yours for `paddle_run_info`: `team=nlp,data=v3`, shown as `tag_team`, `tag_data`"),
+    "tags": Setting(
+        _tags, None, "facts of yours for `paddle_run_info`: `team=nlp,data=v3`, shown as `tag_team`, `tag_data`"
+    ),
     "seed": Setting(_whole(-(2**63), 2**63), None, "random seed, for `paddle_run_info`"),
     "commit": Setting(_text, None, "version of your code; by default the commit of the script's Git checkout"),
     "node": Setting(_text, None, "name of this machine; by default its host name"),
@@ -122,15 +125,33 @@ _SETTINGS: Dict[str, Setting] = {
     "first_step": Setting(_whole(0, 10**15), 0, "global step a resumed run starts from"),
     "serve": Setting(_flag, True, "`0`: no thread and no port in the training process; the page is still written"),
     "address": Setting(_address, "0.0.0.0", "address to listen on"),
-    "port": Setting(_whole(0, 65535), 9810, "port of local rank 0; rank n takes the n-th after it; 0 takes any free one"),
+    "port": Setting(
+        _whole(0, 65535), 9810, "port of local rank 0; rank n takes the n-th after it; 0 takes any free one"
+    ),
     "port_tries": Setting(_whole(1, 1024), 32, "how many ports to try, the next after a taken one"),
-    "page_dir": Setting(_directory, None, "directory of the pages; by default `/dev/shm/paddle-exporter-<uid>`, else the temporary directory"),
+    "page_dir": Setting(
+        _directory,
+        None,
+        "directory of the pages; by default `/dev/shm/paddle-exporter-<uid>`, else the temporary directory",
+    ),
     "page_retention": Setting(_seconds(0, 31_536_000), 86_400.0, "seconds to keep the page of a process that ended"),
-    "targets_dir": Setting(_directory, None, "directory for Prometheus's file_sd target files; by default `targets` in the page directory"),
-    "advertise": Setting(_address, None, "host written into target files; by default the address, or the node's IP when that is a wildcard"),
-    "linger": Setting(_seconds(0, 300), 20.0, "longest wait at the end for one more scrape, so that the end is seen; only if scraped before"),
+    "targets_dir": Setting(
+        _directory, None, "directory for Prometheus's file_sd target files; by default `targets` in the page directory"
+    ),
+    "advertise": Setting(
+        _address,
+        None,
+        "host written into target files; by default the address, or the node's IP when that is a wildcard",
+    ),
+    "linger": Setting(
+        _seconds(0, 300),
+        20.0,
+        "longest wait at the end for one more scrape, so that the end is seen; only if scraped before",
+    ),
     "max_scalars": Setting(_whole(0, 400), 200, "how many scalar names of yours are taken"),
-    "tensor_every": Setting(_whole(1, 10**6), 10, "read GPU tensors every N-th time where they cannot be read without waiting"),
+    "tensor_every": Setting(
+        _whole(1, 10**6), 10, "read GPU tensors every N-th time where they cannot be read without waiting"
+    ),
 }
 
 
@@ -139,27 +160,27 @@ class Settings:
     """Checked values. What each means: ``describe()``, and the table in the README."""
 
     enabled: bool
-    run: Optional[str]
-    tags: Optional[Mapping[str, str]]
-    seed: Optional[int]
-    commit: Optional[str]
-    node: Optional[str]
-    target_steps: Optional[int]
+    run: str | None
+    tags: Mapping[str, str] | None
+    seed: int | None
+    commit: str | None
+    node: str | None
+    target_steps: int | None
     first_step: int
     serve: bool
     address: str
     port: int
     port_tries: int
-    page_dir: Optional[Path]
+    page_dir: Path | None
     page_retention: float
-    targets_dir: Optional[Path]
-    advertise: Optional[str]
+    targets_dir: Path | None
+    advertise: str | None
     linger: float
     max_scalars: int
     tensor_every: int
 
 
-def load(keywords: Optional[Mapping[str, Any]] = None, environment: Optional[Mapping[str, str]] = None) -> Settings:
+def load(keywords: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None) -> Settings:
     """Settings from ``keywords`` (None means not given), then ``environment`` (default: the process's), then defaults.
 
     SettingError names the setting, the value and what is allowed; an unknown name gets the nearest valid one.
@@ -187,15 +208,16 @@ def load(keywords: Optional[Mapping[str, Any]] = None, environment: Optional[Map
     return Settings(**values)
 
 
-def _nearest(name: str, known: Union[Mapping[str, Any], list[str]]) -> str:
+def _nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {match[0]}?" if match else f" There are: {', '.join(known)}."
 
 
-def describe() -> Tuple[Tuple[str, str, str], ...]:
+def describe() -> tuple[tuple[str, str, str], ...]:
     """(name, default, help) of every setting, for the reference."""
     return tuple(
-        (name, "" if setting.default is None else str(setting.default), setting.help) for name, setting in _SETTINGS.items()
+        (name, "" if setting.default is None else str(setting.default), setting.help)
+        for name, setting in _SETTINGS.items()
     )
 
 

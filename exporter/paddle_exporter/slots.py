@@ -1,12 +1,10 @@
 """The slots that every page has, and their numbers.
 
-Names are those of the catalogue; a name with an underscore is raw material, from which collectors/ranks.py derives metrics.
+Names are those of the catalogue; one with an underscore is raw material for metrics that collectors/ranks.py derives.
 Times are of the monotonic clock, which all processes of a machine share; ``_clock`` turns them into Unix time.
 """
 
 from __future__ import annotations
-
-from typing import List, Tuple
 
 from . import catalogue
 from .catalogue import DROP_REASONS, PHASES, STEP_BUCKETS
@@ -19,7 +17,7 @@ WATCHED = ("loss", "grad_norm")
 """Scalars of training that have a spike detector."""
 
 # Known series exist from the start, at 0; what has no value yet is NaN, and absent from a scrape.
-ZEROS: List[Tuple[str, ...]] = [
+ZEROS: list[tuple[str, ...]] = [
     (catalogue.STEPS.name,),  # from here to _last_step: what every step changes, in one store
     (catalogue.SAMPLES.name,),
     (catalogue.TOKENS.name,),
@@ -45,7 +43,7 @@ ZEROS: List[Tuple[str, ...]] = [
     ("_older_mark_tokens",),
     ("_step_offset",),  # global step less the steps counted here
 ]
-BLANKS: List[Tuple[str, ...]] = [
+BLANKS: list[tuple[str, ...]] = [
     ("_end",),
     ("_phase",),  # index in PHASES of the open phase
     ("_phase_since",),
@@ -60,7 +58,8 @@ _NUMBERS = {name: FIRST + index for index, name in enumerate(ZEROS + BLANKS)}
 
 def number(name: str, *labels: str) -> int:
     """The number of the slot of metric ``name``, its further label values given in their order."""
-    return _NUMBERS[(name, *labels)]
+    key = (name, *labels)
+    return _NUMBERS[key]
 
 
 STEPS = number(catalogue.STEPS.name)

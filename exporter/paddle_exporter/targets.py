@@ -8,9 +8,8 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping
-
 
 _PAGE = "__paddle_exporter_page"  # Prometheus drops labels that begin with two underscores
 
@@ -21,17 +20,23 @@ def target_file(run: str, rank: int) -> str:
     return f"{slug}-{hashlib.sha256(run.encode()).hexdigest()[:6]}-rank{rank:05d}.json"
 
 
+def host_and_port(host: str, port: int) -> str:
+    """As URLs and targets have it: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def write_target(path: Path, host: str, port: int, labels: Mapping[str, str], page: str) -> None:
     """Write a target file at once: a reader sees the old one or the new one. OSError if it cannot be written.
 
     It is readable by all, for Prometheus has a user of its own. ``page`` tells whose file it is.
     """
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     fd, unfinished = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
-            json.dump([{"targets": [at], "labels": {**labels, _PAGE: page}}], file, ensure_ascii=False)
+            json.dump(
+                [{"targets": [host_and_port(host, port)], "labels": {**labels, _PAGE: page}}], file, ensure_ascii=False
+            )
             os.fchmod(fd, 0o644)
         os.replace(unfinished, path)
     except OSError:

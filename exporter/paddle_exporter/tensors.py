@@ -7,12 +7,12 @@ pinned host memory is queued behind the work, and read at a later step, when it 
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Callable, Deque, Dict, Optional, Tuple
+from typing import Any, Callable
 
 AT_MOST = 256
 """Copies under way; a device that is further behind than this has its newer values dropped, and counted."""
 
-Copy = Tuple[Any, Callable[[], bool]]
+Copy = tuple[Any, Callable[[], bool]]
 """A host tensor, and whether its value has arrived."""
 
 
@@ -36,11 +36,11 @@ class TensorQueue:
     ) -> None:
         self._store = store
         self._every = every
-        self._start: Optional[Callable[[Any], Copy]] = start
-        self._waiting: Deque[Tuple[int, Any, Callable[[], bool]]] = deque()
-        self._offered: Dict[int, int] = {}
+        self._start: Callable[[Any], Copy] | None = start
+        self._waiting: deque[tuple[int, Any, Callable[[], bool]]] = deque()
+        self._offered: dict[int, int] = {}
 
-    def take(self, slot: int, tensor: Any) -> Optional[str]:
+    def take(self, slot: int, tensor: Any) -> str | None:
         """Store the one number of ``tensor``, now or later. Returns the reason when it is dropped, else None."""
         if tensor.size != 1:
             return "not_a_number"

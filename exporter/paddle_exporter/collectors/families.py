@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
@@ -13,7 +14,7 @@ class Families:
     """The families of one scrape, each made at its first sample, in that order."""
 
     def __init__(self) -> None:
-        self._families: Dict[str, Metric] = {}
+        self._families: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[Metric]:
         return iter(self._families.values())
@@ -36,7 +37,7 @@ class Families:
             buckets.append((bound, running))
         self._of(metric).add_metric(labels, buckets, total)
 
-    def _of(self, metric: catalogue.Metric) -> Metric:
+    def _of(self, metric: catalogue.Metric) -> Any:
         if metric.name not in self._families:
             kind = {catalogue.COUNTER: CounterMetricFamily, catalogue.HISTOGRAM: HistogramMetricFamily}
             make = kind.get(metric.kind, GaugeMetricFamily)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Optional
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Callable
 
 from prometheus_client.core import Metric
 
@@ -23,10 +24,10 @@ class Guard:
     def __init__(self, collectors: Mapping[str, Collect], clock: Callable[[], float] = time.perf_counter) -> None:
         self._collectors = dict(collectors)
         self._clock = clock
-        self._failing: Dict[str, bool] = {}
+        self._failing: dict[str, bool] = {}
         self._lock = threading.Lock()
 
-    def describe(self) -> List[Metric]:
+    def describe(self) -> list[Metric]:
         """Nothing: without this, registering would collect."""
         return []
 
@@ -35,7 +36,7 @@ class Guard:
         own = Families()
         for name, collect in self._collectors.items():
             started = self._clock()
-            error: Optional[Exception] = None
+            error: Exception | None = None
             try:
                 # A list: a collector that fails halfway must not leave half of its families behind.
                 yield from list(collect())
@@ -46,7 +47,7 @@ class Guard:
             self._report(name, error)
         yield from own
 
-    def _report(self, name: str, error: Optional[Exception]) -> None:
+    def _report(self, name: str, error: Exception | None) -> None:
         """Log a change of state, not every scrape."""
         with self._lock:
             changed = self._failing.get(name, False) != (error is not None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import Callable, Dict, Iterable, Iterator, List, Protocol, Tuple
+from collections.abc import Iterable, Iterator
+from typing import Callable, Protocol
 
 from prometheus_client.core import Metric
 
@@ -60,10 +61,10 @@ def state(snapshot: Snapshot) -> str:
 def _add_rank(families: Families, snapshot: Snapshot, now: float) -> None:
     info = {name: str(value) for name, value in snapshot.info.items() if not name.startswith("_")}
     rank = [info.get("run", ""), info.get("rank", "")]
-    raw: Dict[str, float] = {}
-    buckets: Dict[str, float] = {}
-    phases: Dict[str, float] = {}
-    plain: List[Tuple[catalogue.Metric, Tuple[str, ...], float]] = []
+    raw: dict[str, float] = {}
+    buckets: dict[str, float] = {}
+    phases: dict[str, float] = {}
+    plain: list[tuple[catalogue.Metric, tuple[str, ...], float]] = []
     for name, labels, value in snapshot:
         if name.startswith("_"):
             raw[name] = value
@@ -95,14 +96,14 @@ def _add_rank(families: Families, snapshot: Snapshot, now: float) -> None:
 
 
 def _add_throughput(
-    families: Families, rank: List[str], raw: Dict[str, float], totals: Dict[str, float], until: float
+    families: Families, rank: list[str], raw: dict[str, float], totals: dict[str, float], until: float
 ) -> None:
     """Samples and tokens per second since the older mark, up to the last step, or up to now when steps stay away."""
     since, last = raw["_older_mark_time"], raw["_last_step"]
     if not last:
         return
     elapsed = last - since
-    if not _open_phase(raw) in ("checkpoint", "eval") and until - last > max(2.0 * elapsed, 5.0):
+    if _open_phase(raw) not in ("checkpoint", "eval") and until - last > max(2.0 * elapsed, 5.0):
         elapsed = until - since
     for metric, counter, mark in (
         (catalogue.SAMPLES_PER_SECOND, catalogue.SAMPLES, "_older_mark_samples"),
@@ -113,7 +114,7 @@ def _add_throughput(
 
 
 def _add_phases(
-    families: Families, rank: List[str], raw: Dict[str, float], phases: Dict[str, float], until: float
+    families: Families, rank: list[str], raw: dict[str, float], phases: dict[str, float], until: float
 ) -> None:
     """Seconds by phase; the open one has run until now, and what is in none is "other"."""
     current = _open_phase(raw)
@@ -124,6 +125,6 @@ def _add_phases(
         families.add(catalogue.PHASE_SECONDS, [*rank, phase], phases[phase])
 
 
-def _open_phase(raw: Dict[str, float]) -> str:
+def _open_phase(raw: dict[str, float]) -> str:
     index = raw["_phase"]
     return PHASES[int(index)] if index == index else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from typing import Iterator
+from collections.abc import Iterator
 
 from prometheus_client.core import Metric
 

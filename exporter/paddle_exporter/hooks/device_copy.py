@@ -6,10 +6,10 @@ missing the caller falls back to reading every N-th value.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Tuple
+from typing import Any, Callable
 
 
-def copy_to_host(tensor: Any) -> Tuple[Any, Callable[[], bool]]:
+def copy_to_host(tensor: Any) -> tuple[Any, Callable[[], bool]]:
     """Queue a copy of the detached GPU ``tensor``; returns the host tensor and a test for its arrival."""
     import paddle
 
