@@ -12,8 +12,8 @@ class SpikeDetector:
     Each value x > 0 is taken as ln(x), so that the same numbers fit a loss of 8 and of 0.08; from the first
     value that is not positive on, values are taken as they are. z is its distance from a moving average in
     moving standard deviations. A spike is z >= 6 and a rise of at least 10 % in 3 of the last 5 values. An outlier
-    beyond 3 sigma does not move the averages, but for no more than 5 values in a row: then the level has changed, and is
-    followed in clipped steps. Figures on real histories: DESIGN.md.
+    beyond 3 sigma does not move the averages, but for no more than 5 values in a row: then the level has changed, and
+    is followed in clipped steps. Figures on real histories: DESIGN.md.
     """
 
     MEAN_RATE = 0.2

@@ -217,6 +217,7 @@ class PageWriter:
     def detach(self) -> None:
         """Leave the page to its owner: a forked child's stores, and those after the end, go to memory of their own."""
         self.path = None
+        self._growing = threading.RLock()  # another thread may have held it when the process was forked
         self._attach(memoryview(bytearray(SIZE)))
         if self._lock_fd >= 0:
             with contextlib.suppress(OSError):

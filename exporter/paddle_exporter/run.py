@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
@@ -126,6 +127,10 @@ class Run(Recorder):
 
     def abandon(self) -> None:
         """In a forked child: the run is the parent's. The child's calls are accepted and count nothing."""
+        global _starting
+        _starting = threading.Lock()
+        self._ending = threading.Lock()
+        self._table.after_fork()
         self.state = "abandoned"
         self._page.detach()
         if self._endpoint is not None:
@@ -161,7 +166,7 @@ class Run(Recorder):
         wanted = settings.port + identity.local_rank if settings.port else 0
         try:
             self._endpoint = Endpoint(collectors, settings.address, wanted, settings.port_tries, title)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # no port, no thread
             log.warning("metrics are not served by this process: %s", error)
             return
         log.info("metrics of %s on %s", title, self.url)
@@ -222,8 +227,13 @@ def start(
                 return _active
             _active.finish()
         if _in_dataloader_worker():
-            checked = load({**settings, "enabled": False})
-        _active = Run(checked, identify(checked, environ()))
+            checked = dataclasses.replace(checked, enabled=False)
+        identity = identify(checked, environ())
+        try:
+            _active = Run(checked, identity)
+        except Exception:
+            log.exception("the exporter could not start; training goes on without it")
+            _active = Run(dataclasses.replace(checked, enabled=False), identity)
         ending.watch(_current)
         return _active
 

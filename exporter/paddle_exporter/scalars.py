@@ -79,6 +79,10 @@ class ScalarTable:
         self._users = 0
         self._lock = threading.Lock()
 
+    def after_fork(self) -> None:
+        """In a forked child: another thread may have held the lock."""
+        self._lock = threading.Lock()
+
     def resolve(self, kind: Kind, layouts: dict[tuple[str, ...], Layout], names: tuple[str, ...]) -> Layout:
         """The layout of ``names``, kept in ``layouts``."""
         with self._lock:

@@ -1,7 +1,10 @@
-"""The HTTP endpoint: /metrics, a landing page, /healthz. Small on purpose; it runs inside training processes.
+"""The HTTP endpoint: /metrics, /healthz and a page for people. It runs inside training processes.
 
-prometheus_client renders. Its own server is not used: it starts a thread for each connection without a cap, and
-has no timeouts.
+One thread, which sleeps until a client comes: it reads all clients at once, so that slow and idle ones (a port
+scanner, a scraper that died) cost a file descriptor each and hold up nobody, and it renders one scrape after the
+other, so that scrapes at once do not take the interpreter from training for longer. Every client has TIMEOUT
+seconds, and when all places are taken the oldest client goes. prometheus_client renders; its own server starts a
+thread for each connection, without a cap and without timeouts.
 """
 
 from __future__ import annotations
@@ -10,13 +13,12 @@ import contextlib
 import html
 import logging
 import os
+import selectors
 import socket
 import threading
 import time
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler
-from socketserver import TCPServer, ThreadingMixIn
-from typing import Any
+from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -26,146 +28,232 @@ from .version import __version__
 
 log = logging.getLogger("paddle_exporter")
 
-CONNECTIONS = 16
-"""Connections served at once; one more is answered 503."""
+CONNECTIONS = 256
+"""Clients at once; for one more, the oldest has to go."""
 TIMEOUT = 5.0
-"""Seconds a client may take for its request, and for taking the answer."""
+"""Seconds a client has to send its request and to take the answer."""
+REQUEST_BYTES = 16384
+"""Longest request that is read."""
+
+_TEXT = "text/plain; charset=utf-8"
 
 
 class Endpoint:
-    """Serves the metrics of ``collectors`` on ``address``, in threads of its own.
+    """Serves the metrics of ``collectors`` on ``address``, in a thread of its own.
 
-    ``port`` is the first port to try, the next ``tries - 1`` follow it; 0 takes any free one. OSError if all are
-    taken. ``scraped`` and ``interval`` tell when the last scrape ended, and how long the one before it was ago.
+    ``port`` is the first port to try, the next ``tries - 1`` follow it; 0 takes any free one. OSError if none is
+    free. ``scraped`` is when the last scrape began that was answered (monotonic seconds, 0 before the first).
     """
 
     def __init__(
-        self, collectors: Mapping[str, Collect], address: str, port: int, tries: int = 1, title: str = "paddle-exporter"
+        self,
+        collectors: Mapping[str, Collect],
+        address: str,
+        port: int,
+        tries: int = 1,
+        title: str = "paddle-exporter",
     ) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(Guard(collectors))
         self._title = title
-        self._room = threading.BoundedSemaphore(CONNECTIONS)
-        self._rendering = threading.Lock()
+        self._answered = threading.Condition()
         self.scraped = 0.0
-        self.scrapes = threading.Condition()
-        self._server = self._listen(address, port, tries)
-        self.port: int = self._server.server_address[1]
+        self._listener = _listen(address, port, tries)
+        self.port: int = self._listener.getsockname()[1]
+        self._waker, self._woken = socket.socketpair()
+        self._closing = False
         self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._server.serve_forever, name="paddle-exporter", daemon=True)
+        self._clients: dict[socket.socket, _Client] = {}  # oldest first
+        self._thread = threading.Thread(target=self._run, name="paddle-exporter", daemon=True)
         self._thread.start()
 
-    def _listen(self, address: str, port: int, tries: int) -> _Server:
-        trouble: OSError | None = None
-        for candidate in range(port, min(port + tries, 65536)) if port else [0]:
-            try:
-                return _Server(self, address, candidate)
-            except OSError as error:
-                trouble = error
-        last = min(port + tries, 65536) - 1
-        raise OSError(f"no free port from {port} to {last} on {address}: {trouble}")
-
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """The exposition that a client's Accept header asks for, and its content type."""
-        encode, content_type = choose_encoder(accept)
-        with self._rendering:  # one at a time: scrapes at once must not take the interpreter from training longer
-            return encode(self._registry), content_type
-
-    def landing(self) -> bytes:
-        """A page for people who open the port in a browser."""
-        title = html.escape(self._title)
-        return (
-            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-            f"<h1>{title}</h1><p>paddle-exporter {__version__}</p>"
-            '<ul><li><a href="metrics">metrics</a></li><li><a href="healthz">healthz</a></li></ul></html>\n'
-        ).encode()
+    def answer(self, request: bytes) -> tuple[bytes, bool]:
+        """The whole response to a whole request, and whether it was a scrape."""
+        line, _, rest = request.partition(b"\r\n")
+        words = line.decode("latin-1").split(" ")
+        if len(words) != 3 or not words[2].startswith("HTTP/1."):
+            return _response(HTTPStatus.BAD_REQUEST, b"That is no HTTP request.\n"), False
+        method, path = words[0], words[1].partition("?")[0]
+        if method not in ("GET", "HEAD"):
+            return _response(
+                HTTPStatus.METHOD_NOT_ALLOWED, b"There is only GET.\n", extra="Allow: GET, HEAD\r\n"
+            ), False
+        if path == "/metrics":
+            encode, content_type = choose_encoder(_header(rest, b"accept"))
+            response = _response(HTTPStatus.OK, encode(self._registry), content_type)
+        elif path == "/healthz":
+            response = _response(HTTPStatus.OK, b"ok\n")
+        elif path == "/":
+            response = _response(HTTPStatus.OK, self._landing(), "text/html; charset=utf-8")
+        else:
+            response = _response(HTTPStatus.NOT_FOUND, b"There are /metrics, /healthz and /.\n")
+        if method == "HEAD":
+            response = response.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+        return response, method == "GET" and path == "/metrics"
 
     def wait_for_scrape(self, after: float, timeout: float) -> bool:
         """Wait until a scrape that began after ``after`` (monotonic) was answered; False if ``timeout`` came first."""
-        deadline = time.monotonic() + timeout
-        with self.scrapes:
-            while self.scraped < after:
-                if not self.scrapes.wait(max(deadline - time.monotonic(), 0.0)) and time.monotonic() >= deadline:
-                    return False
-        return True
+        with self._answered:
+            return self._answered.wait_for(lambda: self.scraped > after, timeout)
 
     def abandon(self) -> None:
-        """In a forked child: give up the parent's socket, or it would stay open when the parent is gone."""
-        with contextlib.suppress(OSError):
-            self._server.socket.close()
+        """In a forked child: give up the parent's sockets, or the port would stay taken when the parent is gone."""
+        for sock in (self._listener, self._waker, self._woken, *self._clients):
+            with contextlib.suppress(OSError):
+                sock.close()
 
     def close(self) -> None:
-        """Stop listening."""
-        if os.getpid() != self._pid:
-            self.abandon()
-            return
-        self._server.shutdown()
-        self._server.server_close()
+        """Stop serving; clients that wait for their answer lose it."""
+        if os.getpid() == self._pid:
+            self._closing = True
+            self._waker.send(b"x")
+            self._thread.join(TIMEOUT)
+        self.abandon()
 
+    # --- in the thread ----------------------------------------------------------------------------------------
 
-class _Server(ThreadingMixIn, TCPServer):
-    daemon_threads = True
-    block_on_close = False
-    allow_reuse_address = True
-    request_queue_size = 64
+    def _run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._listener, selectors.EVENT_READ)
+            selector.register(self._woken, selectors.EVENT_READ)
+            while not self._closing:
+                try:
+                    self._turn(selector)
+                except Exception:
+                    log.warning("serving metrics has trouble, and goes on", exc_info=True)
+                    time.sleep(1.0)
 
-    def __init__(self, endpoint: Endpoint, address: str, port: int) -> None:
-        self.endpoint = endpoint
-        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        super().__init__((address, port), _Handler)
+    def _turn(self, selector: selectors.BaseSelector) -> None:
+        """Wait for something to do, and do it."""
+        oldest = next(iter(self._clients.values()), None)
+        wait = None if oldest is None else max(oldest.deadline - time.monotonic(), 0.0)
+        for key, _ in selector.select(wait):
+            sock = key.fileobj
+            if sock is self._listener:
+                self._accept(selector)
+            elif (
+                isinstance(sock, socket.socket) and sock in self._clients and self._clients[sock].go_on(self, selector)
+            ):
+                self._drop(selector, sock)
+        now = time.monotonic()
+        for sock in [sock for sock, client in self._clients.items() if client.deadline <= now]:
+            self._drop(selector, sock)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        request.settimeout(TIMEOUT)
-        if self.endpoint._room.acquire(blocking=False):
-            super().process_request(request, client_address)
-            return
-        with contextlib.suppress(OSError):
-            request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
+    def _accept(self, selector: selectors.BaseSelector) -> None:
         try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self.endpoint._room.release()
+            sock, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:  # out of file descriptors: make room, the client will come again
+            log.warning("a client could not be accepted: %s", error)
+            if self._clients:
+                self._drop(selector, next(iter(self._clients)))
+            else:
+                time.sleep(0.1)
+            return
+        sock.setblocking(False)
+        while len(self._clients) >= CONNECTIONS:
+            self._drop(selector, next(iter(self._clients)))
+        self._clients[sock] = _Client(sock, time.monotonic() + TIMEOUT)
+        selector.register(sock, selectors.EVENT_READ)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        log.debug("a client went away", exc_info=True)  # noqa: LOG014 - called while it is handled
+    def _drop(self, selector: selectors.BaseSelector, sock: socket.socket) -> None:
+        del self._clients[sock]
+        selector.unregister(sock)
+        sock.close()
+
+    def _landing(self) -> bytes:
+        title = html.escape(self._title)
+        return (
+            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>'
+            f'<p>paddle-exporter {__version__}: <a href="metrics">metrics</a>, <a href="healthz">healthz</a></p></html>\n'
+        ).encode()
+
+    def _scraped(self, began: float) -> None:
+        with self._answered:
+            self.scraped = began
+            self._answered.notify_all()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    timeout = TIMEOUT
-    server_version = "paddle-exporter"
-    sys_version = ""
+class _Client:
+    """A connection: first its request comes in, then its answer goes out."""
 
-    def do_GET(self) -> None:
-        endpoint = self.server.endpoint
-        path = self.path.partition("?")[0]
-        if path == "/metrics":
-            began = time.monotonic()
-            body, content_type = endpoint.render(self.headers.get("Accept", ""))
-            self._answer(200, body, content_type)
-            with endpoint.scrapes:
-                endpoint.scraped = began
-                endpoint.scrapes.notify_all()
-        elif path == "/healthz":
-            self._answer(200, b"ok\n", "text/plain; charset=utf-8")
-        elif path == "/":
-            self._answer(200, endpoint.landing(), "text/html; charset=utf-8")
-        else:
-            self._answer(404, b"There is /metrics, /healthz and /.\n", "text/plain; charset=utf-8")
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self.deadline = deadline
+        self._sock = sock
+        self._request = b""
+        self._response = memoryview(b"")
+        self._began = 0.0  # of a scrape; stays 0 for anything else
 
-    do_HEAD = do_GET  # noqa: N815 - http.server finds it by this name
+    def go_on(self, endpoint: Endpoint, selector: selectors.BaseSelector) -> bool:
+        """Read or write what can be; True when there is nothing left to do."""
+        try:
+            if not self._response:
+                data = self._sock.recv(REQUEST_BYTES)
+                self._request += data
+                if not data:
+                    return True
+                if b"\r\n\r\n" in self._request:
+                    began = time.monotonic()
+                    response, scrape = endpoint.answer(self._request)
+                    self._began = began if scrape else 0.0
+                elif len(self._request) > REQUEST_BYTES:
+                    response = _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, b"That request is too long.\n")
+                else:
+                    return False
+                self._response = memoryview(response)
+                selector.modify(self._sock, selectors.EVENT_WRITE)
+            self._response = self._response[self._sock.send(self._response) :]
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            return True
+        if self._response:
+            return False
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+        if self._began:
+            endpoint._scraped(self._began)
+        return True
 
-    def _answer(self, status: int, body: bytes, content_type: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Connection", "close")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:
-        log.debug(format, *args)
+def _listen(address: str, port: int, tries: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    last = min(port + tries, 65536) - 1 if port else 0
+    trouble: OSError | None = None
+    for candidate in range(port, last + 1):
+        try:
+            return _bind(family, address, candidate)
+        except OSError as error:
+            trouble = error
+    raise OSError(f"no free port from {port} to {last} on {address}: {trouble}")
+
+
+def _bind(family: int, address: str, port: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        sock.listen(128)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _header(lines: bytes, name: bytes) -> str:
+    """The value of a header, or ""."""
+    for line in lines.split(b"\r\n"):
+        key, _, value = line.partition(b":")
+        if key.strip().lower() == name:
+            return value.strip().decode("latin-1")
+    return ""
+
+
+def _response(status: HTTPStatus, body: bytes, content_type: str = _TEXT, extra: str = "") -> bytes:
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {content_type}\r\n"
+        f"Content-Length: {len(body)}\r\n{extra}Connection: close\r\n\r\n"
+    )
+    return head.encode("latin-1") + body

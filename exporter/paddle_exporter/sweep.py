@@ -13,14 +13,12 @@ from .page import SIGTERM_SUFFIX, SUFFIX
 
 def sweep(directory: Path, retention: float) -> None:
     """Remove pages whose writer ended and that nobody wrote for ``retention`` seconds, with what lies beside them."""
-    with contextlib.suppress(OSError):
-        for path in directory.iterdir():
-            if path.suffix not in (SUFFIX, ".new") or time.time() - path.lstat().st_mtime < retention:
-                continue
-            if not _in_use(path):
-                for leftover in (path, path.with_suffix(SIGTERM_SUFFIX)):
-                    with contextlib.suppress(OSError):
-                        leftover.unlink()
+    for path in list(directory.iterdir()):
+        with contextlib.suppress(OSError):  # another rank's sweep was faster, or it is no file of ours
+            old = path.suffix in (SUFFIX, ".new") and time.time() - path.lstat().st_mtime > retention
+            if old and not _in_use(path):
+                path.unlink()
+                path.with_suffix(SIGTERM_SUFFIX).unlink()
 
 
 def _in_use(path: Path) -> bool:
