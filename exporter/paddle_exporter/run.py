@@ -106,9 +106,7 @@ class Run(Recorder):
             self._page.set_state(state)
             self._commit()
             if self._endpoint is not None:
-                now = time.monotonic()
-                if now - self._endpoint.scraped < _SCRAPED_LATELY and self._endpoint.scraped:
-                    self._endpoint.wait_for_scrape(now, self.settings.linger)
+                self._linger(self._endpoint)
                 self._endpoint.close()
             if self._target is not None:
                 remove_target(self._target, str(self.page))
@@ -190,6 +188,12 @@ class Run(Recorder):
         if self.settings.address not in ("0.0.0.0", "::"):
             return self.settings.address
         return environ().get("PADDLE_CURRENT_ENDPOINT", "").rpartition(":")[0] or self.identity.node
+
+    def _linger(self, endpoint: Endpoint) -> None:
+        """Wait for one more scrape, if a Prometheus comes by: for as long as it takes to come, at most ``linger``."""
+        now = time.monotonic()
+        if endpoint.scraped and now - endpoint.scraped < min(_SCRAPED_LATELY, 3.0 * endpoint.interval + 1.0):
+            endpoint.wait_for_scrape(now, min(self.settings.linger, 1.5 * endpoint.interval + 1.0))
 
     def _first_step(self) -> None:
         # Paddle may have been imported since start(), and have brought its version and a signal handler of its own.

@@ -36,13 +36,15 @@ REQUEST_BYTES = 16384
 """Longest request that is read."""
 
 _TEXT = "text/plain; charset=utf-8"
+_SCRAPER = b"x-prometheus-scrape-timeout-seconds"  # Prometheus and its kin send it; a person with a browser does not
 
 
 class Endpoint:
     """Serves the metrics of ``collectors`` on ``address``, in a thread of its own.
 
     ``port`` is the first port to try, the next ``tries - 1`` follow it; 0 takes any free one. OSError if none is
-    free. ``scraped`` is when the last scrape began that was answered (monotonic seconds, 0 before the first).
+    free. ``scraped`` is when the last scrape by a Prometheus began (monotonic seconds, 0 before the first), ``interval``
+    how long that was after the one before it (infinite before the second).
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Endpoint:
         self._title = title
         self._answered = threading.Condition()
         self.scraped = 0.0
+        self.interval = float("inf")
         self._listener = _listen(address, port, tries)
         self.port: int = self._listener.getsockname()[1]
         self._waker, self._woken = socket.socketpair()
@@ -68,7 +71,7 @@ class Endpoint:
         self._thread.start()
 
     def answer(self, request: bytes) -> tuple[bytes, bool]:
-        """The whole response to a whole request, and whether it was a scrape."""
+        """The whole response to a whole request, and whether that is a scrape by a Prometheus."""
         line, _, rest = request.partition(b"\r\n")
         words = line.decode("latin-1").split(" ")
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
@@ -89,7 +92,7 @@ class Endpoint:
             response = _response(HTTPStatus.NOT_FOUND, b"There are /metrics, /healthz and /.\n")
         if method == "HEAD":
             response = response.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
-        return response, method == "GET" and path == "/metrics"
+        return response, path == "/metrics" and _header(rest, _SCRAPER) != ""
 
     def wait_for_scrape(self, after: float, timeout: float) -> bool:
         """Wait until a scrape that began after ``after`` (monotonic) was answered; False if ``timeout`` came first."""
@@ -166,11 +169,14 @@ class Endpoint:
         title = html.escape(self._title)
         return (
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>'
-            f'<p>paddle-exporter {__version__}: <a href="metrics">metrics</a>, <a href="healthz">healthz</a></p></html>\n'
+            f"<p>paddle-exporter {__version__}</p>"
+            '<p><a href="metrics">metrics</a>, <a href="healthz">healthz</a></p></html>\n'
         ).encode()
 
     def _scraped(self, began: float) -> None:
         with self._answered:
+            if self.scraped:
+                self.interval = began - self.scraped
             self.scraped = began
             self._answered.notify_all()
 

@@ -146,7 +146,7 @@ _SETTINGS: dict[str, Setting] = {
     "linger": Setting(
         _seconds(0, 300),
         20.0,
-        "longest wait at the end for one more scrape, so that the end is seen; only if scraped before",
+        "longest wait at the end for one more scrape, so that the end is seen; only if a Prometheus scrapes",
     ),
     "max_scalars": Setting(_whole(0, 400), 200, "how many scalar names of yours are taken"),
     "tensor_every": Setting(
