@@ -43,8 +43,8 @@ class Endpoint:
     """Serves the metrics of ``collectors`` on ``address``, in a thread of its own.
 
     ``port`` is the first port to try, the next ``tries - 1`` follow it; 0 takes any free one. OSError if none is
-    free. ``scraped`` is when the last scrape by a Prometheus began (monotonic seconds, 0 before the first), ``interval``
-    how long that was after the one before it (infinite before the second).
+    free. ``scraped`` is when the last scrape by a Prometheus began (monotonic seconds, 0 before the first),
+    ``interval`` how long that was after the one before it (infinite before the second).
     """
 
     def __init__(
@@ -78,9 +78,7 @@ class Endpoint:
             return _response(HTTPStatus.BAD_REQUEST, b"That is no HTTP request.\n"), False
         method, path = words[0], words[1].partition("?")[0]
         if method not in ("GET", "HEAD"):
-            return _response(
-                HTTPStatus.METHOD_NOT_ALLOWED, b"There is only GET.\n", extra="Allow: GET, HEAD\r\n"
-            ), False
+            return _response(HTTPStatus.METHOD_NOT_ALLOWED, b"GET only.\n", extra="Allow: GET, HEAD\r\n"), False
         if path == "/metrics":
             encode, content_type = choose_encoder(_header(rest, b"accept"))
             response = _response(HTTPStatus.OK, encode(self._registry), content_type)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from paddle_exporter import page
-from paddle_exporter.page import PageError, PageFull, PageWriter, create_page, private_directory
+from paddle_exporter.page import PageError, PageFullError, PageWriter, create_page, private_directory
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users")
 NOBODY = 65534
@@ -123,7 +123,7 @@ def test_values_are_seen_from_the_commit_on(page_dir, read):
 def test_more_slots_than_a_page_has_are_refused_and_the_others_stay(page_dir, read):
     writer = PageWriter(page_dir / "a.page", {})
     first = writer.slot("m", (), 1.0)
-    with pytest.raises(PageFull):
+    with pytest.raises(PageFullError):
         writer.slot_block([("n", [str(i)]) for i in range(page.CAPACITY)])
     writer.values[first] = 2.0
     writer.commit()
@@ -142,7 +142,7 @@ def test_every_slot_can_be_used(page_dir, read):
 
 def test_names_that_do_not_fit_are_refused_and_the_page_stays_readable(page_dir, read):
     writer = PageWriter(page_dir / "a.page", {})
-    with pytest.raises(PageFull):
+    with pytest.raises(PageFullError):
         for i in range(1000):
             writer.slot("m", [f"{i:0500d}"])
     writer.commit()
