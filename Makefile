@@ -36,7 +36,7 @@ $(VENV26)/ready: requirements/paddle26.lock
 $(BENCH)/ready: requirements/bench.lock pyproject.toml
 	$(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.lock
-	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 check: $(VENV)/ready

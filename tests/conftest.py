@@ -29,7 +29,7 @@ class Scrape:
         self.families = list(families)
         self.samples = [sample for family in self.families for sample in family.samples]
 
-    def __call__(self, name: str, **labels: str) -> Optional[float]:
+    def __call__(self, name: str, /, **labels: str) -> Optional[float]:
         """The value of the one series of that name and those labels; None where there is none."""
         found = [s.value for s in self.samples if s.name == name and _others(s.labels) == labels]
         assert len(found) < 2, f"{name}{labels} is exposed {len(found)} times"

@@ -216,6 +216,8 @@ def with_journal(good, *bodies):
         b'{"first": 0, "slots": [5]}',
         b'{"first": 0, "slots": [[]]}',
         b'{"first": 0, "slots": [[5, {}], [null]]}',
+        b'{"first": 0, "slots": [' + b"[5]," * 500 + b"[6]]}",
+        b'{"first": 0, "slots": [' + b'["a", null],' * 500 + b'["a", {}]]}',
         b'{"first": -1, "slots": [["a"], ["b"]]}',
         b'{"first": 1e999, "slots": []}',
         b"\xff\xfe",
