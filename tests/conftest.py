@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -29,7 +30,7 @@ class Scrape:
         self.families = list(families)
         self.samples = [sample for family in self.families for sample in family.samples]
 
-    def __call__(self, name: str, /, **labels: str) -> Optional[float]:
+    def __call__(self, name: str, /, **labels: str) -> float | None:
         """The value of the one series of that name and those labels; None where there is none."""
         found = [s.value for s in self.samples if s.name == name and _others(s.labels) == labels]
         assert len(found) < 2, f"{name}{labels} is exposed {len(found)} times"
@@ -39,13 +40,13 @@ class Scrape:
         """The sum over all series called ``name``."""
         return float(sum(s.value for s in self.samples if s.name == name))
 
-    def labels(self, name: str) -> Dict[str, str]:
+    def labels(self, name: str) -> dict[str, str]:
         """All labels of the one series called ``name``."""
         (found,) = [s.labels for s in self.samples if s.name == name]
         return dict(found)
 
 
-def _others(labels: Dict[str, str]) -> Dict[str, str]:
+def _others(labels: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in labels.items() if name not in ("run", "rank")}
 
 
@@ -67,7 +68,7 @@ def page_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def start(page_dir: Path) -> Iterator[Callable[..., paddle_exporter.Run]]:
     """``paddle_exporter.start`` on a free port of the loopback, with pages of its own; runs are ended afterwards."""
-    runs: List[paddle_exporter.Run] = []
+    runs: list[paddle_exporter.Run] = []
 
     def begin(*arguments: Any, **settings: Any) -> paddle_exporter.Run:
         usual = {"page_dir": page_dir, "address": "127.0.0.1", "port": 0, "linger": 0}
@@ -121,9 +122,9 @@ def read() -> Callable[[Path], Snapshot]:
 
 
 @pytest.fixture
-def child(page_dir: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+def child(page_dir: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start a Python process that runs ``script``, its settings by environment; none outlives the test."""
-    children: List[subprocess.Popen[str]] = []
+    children: list[subprocess.Popen[str]] = []
 
     def launch(script: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         usual = {

@@ -22,6 +22,9 @@ STATES = ("starting", "running", "finished", "failed", "killed", "vanished")
 PHASES = ("data", "forward", "backward", "optimizer", "communication", "checkpoint", "eval", "other")
 """Values of the label ``phase`` of paddle_train_phase_seconds_total."""
 
+NOT_A_STEP = ("checkpoint", "eval")
+"""Phases whose time is not time of a step, and that throughput leaves out."""
+
 DROP_REASONS = ("not_a_number", "invalid_name", "too_many", "unread")
 """Values of the label ``reason`` of paddle_exporter_dropped_scalars_total."""
 

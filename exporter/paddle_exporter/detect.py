@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import log, sqrt
 
+# Bounds whose squares are numbers still.
+_HUGE = 1e150
+_TINY = 1e-140
+
 
 class SpikeDetector:
     """Sees a level that jumps up and stays up for some values; single outliers, which healthy runs have, it forgives.
@@ -46,14 +50,14 @@ class SpikeDetector:
             if value <= 0.0 and not self._raw:
                 self.reset()
                 self._raw = True
-            x = value if self._raw else log(value)
+            x = max(min(value, _HUGE), -_HUGE) if self._raw else log(value)
             self._seen = seen = self._seen + 1
             if seen == 1:
                 self._mean = x
-            scale = max(abs(self._mean), 1e-300) if self._raw else 1.0
+            scale = max(abs(self._mean), _TINY) if self._raw else 1.0
             difference = x - self._mean
             square = difference * difference
-            variance = max(self._variance, (self.SIGMA_FLOOR * scale) ** 2)
+            variance = max(self._variance, self.SIGMA_FLOOR * self.SIGMA_FLOOR * scale * scale)
             self._difference = difference
             self._squared_sigma = variance
             if square > 9.0 * variance or self._recent:

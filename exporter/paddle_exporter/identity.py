@@ -16,6 +16,8 @@ from pathlib import Path
 from .settings import Settings
 from .version import __version__
 
+_NO_SCRIPT = ("", "-c", "-m", "-")
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -46,13 +48,13 @@ def identify(settings: Settings, environment: Mapping[str, str], script: str | N
 
     ``script`` is the training script's path, by default what this process runs.
     """
-    script = script if script is not None else sys.argv[0]
+    script = script if script is not None else (sys.argv or [""])[0]
     rank = _number(environment, ("PADDLE_TRAINER_ID", "PADDLE_GLOBAL_RANK"), 0)
     world_size = _number(environment, ("PADDLE_TRAINERS_NUM", "PADDLE_GLOBAL_SIZE"), 1)
     local_rank = _number(environment, ("PADDLE_LOCAL_RANK", "PADDLE_RANK_IN_NODE"), rank)
     local_size = _number(environment, ("PADDLE_LOCAL_SIZE",), world_size)
     facts = {
-        "commit": settings.commit or _git_commit(Path(script).resolve().parent) or "",
+        "commit": settings.commit or _git_commit(script) or "",
         "seed": "" if settings.seed is None else str(settings.seed),
         "paddle": paddle_version(),
         "python": platform.python_version(),
@@ -88,30 +90,33 @@ def _run_name(script: str, environment: Mapping[str, str]) -> str:
     return f"{base[:64]}-{hashlib.sha256(shared.encode()).hexdigest()[:8]}"
 
 
-def _git_commit(directory: Path) -> str | None:  # noqa: C901 - Git's four ways to say it
-    """Commit that the checkout around ``directory`` is at, read from its files: no child process at start."""
+def _git_commit(script: str) -> str | None:
+    """Commit of the checkout around ``script`` (or around where we are), read from files: no child process at start."""
     try:
+        directory = Path(script).resolve().parent if script not in _NO_SCRIPT else Path.cwd()
         for place in (directory, *directory.parents):
             git = place / ".git"
             if git.is_file():  # a worktree or submodule: "gitdir: PATH"
                 git = (place / git.read_text().partition(":")[2].strip()).resolve()
-            if not (git / "HEAD").is_file():
-                continue
-            head = (git / "HEAD").read_text().strip()
-            if not head.startswith("ref:"):
-                return head[:40] or None
-            reference = head[4:].strip()
-            common = git / "commondir"
-            roots = [git, (git / common.read_text().strip()).resolve()] if common.is_file() else [git]
-            for root in roots:
-                if (root / reference).is_file():
-                    return (root / reference).read_text().strip()[:40]
-                packed = root / "packed-refs"
-                if packed.is_file():
-                    for line in packed.read_text().splitlines():
-                        if line.endswith(" " + reference):
-                            return line.split()[0]
-            return None
-    except (OSError, UnicodeDecodeError):
-        return None
+            if (git / "HEAD").is_file():
+                commit = _head(git)
+                return commit if commit and re.fullmatch("[0-9a-f]{40}([0-9a-f]{24})?", commit) else None
+    except (OSError, ValueError, RuntimeError):  # unreadable, not text, a loop of links
+        pass
+    return None
+
+
+def _head(git: Path) -> str | None:
+    head = (git / "HEAD").read_text().strip()
+    if not head.startswith("ref:"):
+        return head
+    reference = head[4:].strip()
+    common = git / "commondir"
+    for root in [git, (git / common.read_text().strip()).resolve()] if common.is_file() else [git]:
+        if (root / reference).is_file():
+            return (root / reference).read_text().strip()
+        if (root / "packed-refs").is_file():
+            for line in (root / "packed-refs").read_text().splitlines():
+                if line.endswith(" " + reference):
+                    return line.split()[0]
     return None

@@ -189,7 +189,7 @@ class _Parser:
                 raise self._error("corrupted", "a record of its journal does not match its checksum")
             try:
                 self._apply(json.loads(body))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
                 raise self._error("corrupted", f"a record of its journal makes no sense ({error})") from error
             at += page.RECORD.size + size
         self._parsed = length
@@ -199,7 +199,10 @@ class _Parser:
         if "info" in record:
             self._info = {**self._info, **record["info"]}
         if "slots" in record:
-            self._slots[record["first"] :] = [tuple(slot) for slot in record["slots"]]
+            slots = [tuple(slot) for slot in record["slots"]]
+            if not all(slot and all(isinstance(part, str) for part in slot) for slot in slots):
+                raise TypeError("a slot's name is not text")
+            self._slots[record["first"] :] = slots
 
     def _error(self, reason: str, what: str) -> PageError:
         return PageError(reason, f"page {self._name} is not usable: {what}")

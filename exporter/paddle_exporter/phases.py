@@ -7,12 +7,11 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from .catalogue import NOT_A_STEP
 from .slots import NAN, PHASE, PHASE_SINCE
 
 if TYPE_CHECKING:
     from .recorder import Recorder
-
-NOT_A_STEP = ("checkpoint", "eval")
 
 
 class Phase:
@@ -50,11 +49,12 @@ class Phase:
             stack = recorder._open_phases
             stack.pop()._pause(now)
             if self.name in NOT_A_STEP and not any(phase.name in NOT_A_STEP for phase in stack):
-                recorder._not_a_step(now - self.entered)
+                recorder._not_a_step(self.entered, now)
             if stack:
                 stack[-1]._resume(now)
             else:
                 recorder._values[PHASE] = NAN
+                recorder._values[PHASE_SINCE] = now
             recorder._commit()
 
     def _pause(self, now: float) -> None:

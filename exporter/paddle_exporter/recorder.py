@@ -6,64 +6,77 @@ waits, or does I/O, but for the first use of a new scalar name, which writes tha
 
 from __future__ import annotations
 
-import logging
+import functools
 import struct
 import threading
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from . import catalogue, slots
-from .catalogue import DROP_REASONS, PHASES, STEP_BUCKETS, Metric
-from .detect import SpikeDetector
+from .catalogue import DROP_REASONS, PHASES, STEP_BUCKETS
 from .page import PageWriter
 from .phases import Phase
-from .scalars import EVAL, LOG, STEP, Kind, Layout, ScalarTable
+from .scalars import EVAL, LOG, STEP, Layout
 from .slots import BUCKETS, MARK, NAN, OLDER_MARK, STEP_OFFSET, STEPS
-from .tensors import TensorQueue, is_tensor
-
-log = logging.getLogger("paddle_exporter")
+from .values import DETECT_AT, ValueStore, as_number
 
 WINDOW = 5.0
 """Seconds between two marks; throughput is taken since the mark before the last one."""
 
 _HOUSEKEEP_SECONDS = 0.25  # detectors' values wait in a list until then, so that a step pays for an append only
-_DETECT_AT = 64  # or until so many wait
+_MOST = 1e15  # samples or tokens of one step; more is no amount, and would cost the counter its whole numbers
 _STORE_STEP = struct.Struct("@5d").pack_into  # steps, samples, tokens, seconds, now: neighbours, see slots.py
 _STEP_AT = 8 * STEPS
 _EDGES = (float("-inf"), *STEP_BUCKETS, float("inf"))
 
 
-class Recorder:
+def _finite(value: Any) -> float:
+    number = as_number(value)
+    if number - number != 0.0:
+        raise ValueError(f"{number} is not finite")
+    return number
+
+
+_Method = TypeVar("_Method", bound=Callable[..., None])
+
+
+def _careful(method: _Method) -> _Method:
+    """A method that does not raise, however it is called, and commits."""
+
+    @functools.wraps(method)
+    def call(self: Recorder, /, *arguments: Any, **scalars: Any) -> None:
+        try:
+            method(self, *arguments, **scalars)
+        except Exception as error:
+            self._trouble(method.__name__, error)
+        self._commit()
+
+    return cast(_Method, call)
+
+
+class Recorder(ValueStore):
     """Stores what a training loop tells into ``page``. Its methods never raise and are safe from any thread."""
 
     __slots__ = (  # attributes of a slotted object are the fastest: 0.3 us of a step
+        "_at_end",
+        "_away",
         "_bucket",
-        "_commit",
         "_count",
-        "_detectors",
         "_due",
-        "_evals",
         "_high",
         "_last_layout",
         "_last_names",
-        "_logs",
         "_low",
         "_next_mark",
         "_open_phases",
-        "_page",
         "_phases",
         "_previous",
         "_samples",
         "_seconds",
-        "_steps",
-        "_table",
-        "_tensors",
         "_thread",
         "_tokens",
-        "_values",
-        "_warned",
     )
 
     def __init__(
@@ -77,21 +90,15 @@ class Recorder:
     ) -> None:
         page.slot_block([(name, labels) for name, *labels in slots.ZEROS])
         page.slot_block([(name, labels) for name, *labels in slots.BLANKS], NAN)
-        self._page = page
-        self._values = values = page.values
-        self._commit = page.commit
-        self._warned: set[str] = set()
-        self._table = ScalarTable(page, max_scalars, self._warn)
-        self._steps: dict[tuple[str, ...], Layout] = {}
-        self._logs: dict[tuple[str, ...], Layout] = {}
-        self._evals: dict[tuple[str, ...], Layout] = {}
-        self._tensors = TensorQueue(self._number, tensor_every)
-        self._detectors = {name: SpikeDetector() for name in slots.WATCHED}
+        super().__init__(page, max_scalars, tensor_every)
+        values = self._values
         self._last_names: list[str] = []
-        self._last_layout = self._layout(STEP, self._steps, ())
+        self._last_layout = self._layout(STEP, ())
         self._count = self._samples = self._tokens = self._seconds = 0.0
         self._choose_bucket(0.0)
         self._previous = 0.0  # when the last step ended; evaluations and checkpoints move it on
+        self._away = 0.0  # seconds of evaluations and checkpoints
+        self._at_end: list[Callable[[], None]] = []  # what hooks still have to tell
         self._due = 0.0
         self._next_mark = 0.0
 
@@ -118,7 +125,7 @@ class Recorder:
 
     else:
 
-        def step(self, **scalars: Any) -> None:
+        def step(self, /, *wrong: Any, **scalars: Any) -> None:
             """End a training step of ``samples`` samples and ``tokens`` tokens on this rank.
 
             ``scalars`` are this step's values: loss, learning_rate, grad_norm, loss_scale, and any name of yours
@@ -128,8 +135,10 @@ class Recorder:
             try:
                 names = [*scalars]
                 if names != self._last_names:
-                    self._last_layout = self._layout(STEP, self._steps, tuple(names))
+                    self._last_layout = self._layout(STEP, tuple(names))
                     self._last_names = names
+                if wrong:
+                    self._drop("not_a_number", "step() takes values by name: step(loss=loss)")
                 self._end_step(self._last_layout, scalars.values())
             except Exception as error:
                 self._trouble("step", error)
@@ -141,25 +150,30 @@ class Recorder:
         # Where the sum is plain and finite, all of the numbers are. A tensor makes it a tensor, a NaN makes it NaN.
         try:
             total = sum(numbers, 0.0) if layout.plain else NAN
-        except TypeError:
-            total = NAN
-        if total.__class__ is float and total - total == 0.0:
-            if layout.pack is not None:
-                layout.pack(values, layout.offset, *numbers)
-            else:
-                for slot, number in zip(layout.slots, numbers):
-                    values[slot] = number
+            plain = total.__class__ is float and total - total == 0.0
+            if plain:
+                if layout.pack is not None:
+                    layout.pack(values, layout.offset, *numbers)
+                else:
+                    for slot, number in zip(layout.slots, numbers):
+                        values[slot] = number
+        except Exception:  # what is no number may raise anything
+            plain = False
+            for slot in layout.slots:  # pack clears them before it begins
+                if slot > 0:
+                    values[slot] = NAN
+        if plain:
             for slot, pending in layout.watched:
                 pending.append(values[slot])
-                if len(pending) >= _DETECT_AT:
+                if len(pending) >= DETECT_AT:
                     self._detect()
         else:
             self._put(layout, numbers)
         self._count += 1.0
-        if layout.samples:
-            self._samples += max(values[layout.samples], 0.0)
-        if layout.tokens:
-            self._tokens += max(values[layout.tokens], 0.0)
+        if layout.samples and 0.0 < values[layout.samples] < _MOST:
+            self._samples += values[layout.samples]
+        if layout.tokens and 0.0 < values[layout.tokens] < _MOST:
+            self._tokens += values[layout.tokens]
         if self._previous:
             took = now - self._previous
             self._seconds += took
@@ -168,7 +182,7 @@ class Recorder:
             values[self._bucket] += 1.0
         self._previous = now
         _STORE_STEP(values, _STEP_AT, self._count, self._samples, self._tokens, self._seconds, now)
-        if layout.position:
+        if layout.position and values[layout.position] == values[layout.position]:
             values[STEP_OFFSET] = values[layout.position] - self._count
         if now >= self._due:
             self._housekeep(now)
@@ -184,128 +198,69 @@ class Recorder:
 
         ``step = run.bind("samples", "loss", "learning_rate")``, then ``step(64, loss, lr)`` ends a step.
         """
-        return BoundStep(self, self._layout(STEP, self._steps, names), names)
+        return BoundStep(self, tuple(name if isinstance(name, str) else "" for name in names))
 
     # --- now and then -----------------------------------------------------------------------------------------
 
-    def log(self, **scalars: Any) -> None:
+    @_careful
+    def log(self, /, **scalars: Any) -> None:
         """Store values between steps, as ``step`` does, without counting a step."""
-        self._store(LOG, self._logs, scalars)
+        self._put(self._layout(LOG, tuple(scalars)), scalars.values())
 
-    def eval(self, **scalars: Any) -> None:
+    @_careful
+    def eval(self, /, **scalars: Any) -> None:
         """Store the result of an evaluation: loss, and any name of yours."""
-        self._store(EVAL, self._evals, scalars)
+        self._put(self._layout(EVAL, tuple(scalars)), scalars.values())
 
+    @_careful
     def epoch(self, number: int) -> None:
         """Say which epoch the run is in now."""
-        self._set(catalogue.EPOCH, number)
+        self._values[slots.number(catalogue.EPOCH.name)] = _finite(number)
+
+    @_careful
+    def target(self, steps: int) -> None:
+        """Say at which global step the run will be done."""
+        self._values[slots.number(catalogue.TARGET_STEPS.name)] = _finite(steps)
 
     def phase(self, name: str) -> Phase:
         """``with run.phase("data"):`` counts the time inside as that phase; an inner phase's time is its own.
 
         Names: data, forward, backward, optimizer, communication, checkpoint, eval. What is in no phase is "other".
-        Time of evaluations and checkpoints is not time of a step.
+        Time of evaluations and checkpoints is not time of a step. Only the thread that started the run is timed.
         """
-        phase = self._phases.get(name)
-        if phase is None:
-            self._warn(f"phase {name}", f"phase {name!r} is not counted; there are: {', '.join(self._phases)}")
-            return Phase(None, str(name), 0, 0)
-        return phase
+        try:
+            return self._phases[name]
+        except (KeyError, TypeError):
+            self._values[slots.DROPPED + DROP_REASONS.index("invalid_name")] += 1.0
+            self._commit()
+            self._warn("phase", f"phase {str(name)[:40]!r} is not counted; there are: {', '.join(self._phases)}")
+            return Phase(None, "", 0, 0)
 
+    @_careful
     def skipped_step(self) -> None:
         """Count an update that mixed precision skipped."""
         self._values[slots.number(catalogue.SKIPPED_STEPS.name)] += 1.0
-        self._commit()
 
-    def checkpoint(self, seconds: float, ok: bool = True) -> None:
-        """Count a checkpoint that took ``seconds``, saved or failed; see also ``phase``."""
+    @_careful
+    def checkpoint(self, seconds: float, ok: bool = True, *, part: bool = False) -> None:
+        """Count a checkpoint that took ``seconds``, saved or failed; see also ``phase``.
+
+        ``part``: it belongs to the checkpoint counted before, as the optimizer's file does to the model's.
+        """
         values = self._values
-        values[slots.number(catalogue.CHECKPOINT_SECONDS.name)] += max(seconds, 0.0)
-        values[slots.number((catalogue.CHECKPOINT_SAVES if ok else catalogue.CHECKPOINT_FAILURES).name)] += 1.0
+        if not part:
+            values[slots.number((catalogue.CHECKPOINT_SAVES if ok else catalogue.CHECKPOINT_FAILURES).name)] += 1.0
         if ok:
             values[slots.number(catalogue.CHECKPOINT_LAST.name)] = time()
-        self._commit()
+        values[slots.number(catalogue.CHECKPOINT_SECONDS.name)] += max(_finite(seconds), 0.0)
 
+    @_careful
     def reload(self, global_step: int) -> None:
         """Say that training goes on from another state, at ``global_step``: detectors forget what they learned."""
+        self._values[STEP_OFFSET] = _finite(global_step) - self._count
         for name, detector in self._detectors.items():
             self._table.pending[name].clear()
             detector.reset()
-        try:
-            self._values[STEP_OFFSET] = global_step - self._count
-        except TypeError as error:
-            self._trouble("reload", error)
-        self._commit()
-
-    # --- values of any type -----------------------------------------------------------------------------------
-
-    def _store(self, kind: Kind, layouts: dict[tuple[str, ...], Layout], scalars: dict[str, Any]) -> None:
-        try:
-            self._put(self._layout(kind, layouts, tuple(scalars)), scalars.values())
-        except Exception as error:
-            self._trouble("log", error)
-        self._commit()
-
-    def _layout(self, kind: Kind, layouts: dict[tuple[str, ...], Layout], names: tuple[str, ...]) -> Layout:
-        return layouts.get(names) or self._table.resolve(kind, layouts, names)
-
-    def _put(self, layout: Layout, numbers: Collection[Any]) -> None:
-        """Store ``numbers`` one by one, in the order of their layout."""
-        self._tensors.poll()
-        for slot in (layout.samples, layout.tokens):
-            if slot > 0:
-                self._values[slot] = 0.0
-        for slot, value in zip(layout.slots, numbers):
-            if slot < 0:
-                self._values[-slot] += 1.0
-            elif value.__class__ is float:
-                self._number(slot, value)
-            elif is_tensor(value):
-                layout.plain = False
-                self._tensor(slot, value)
-            else:
-                self._odd(slot, value)
-
-    def _number(self, slot: int, value: float) -> None:
-        if value - value == 0.0:
-            self._values[slot] = value
-            pending = self._table.watched.get(slot)
-            if pending is not None:
-                pending.append(value)
-            return
-        counter = self._table.nonfinite.get(slot)
-        if counter is not None:
-            self._values[counter] += 1.0
-        else:
-            self._drop("not_a_number", f"samples, tokens and global_step are finite numbers, not {value}")
-
-    def _tensor(self, slot: int, tensor: Any) -> None:
-        reason = self._tensors.take(slot, tensor)
-        if reason is not None:
-            self._drop(reason, "a tensor has more than one element, or its device is far behind")
-
-    def _odd(self, slot: int, value: Any) -> None:
-        """Not a float: another number, a numpy scalar or array of one element, or nothing we can take."""
-        if not isinstance(value, (int, float)) and hasattr(value, "dtype") and getattr(value, "size", 1) == 1:
-            value = value.item()
-        try:
-            if isinstance(value, (int, float)):
-                self._number(slot, float(value))
-                return
-        except OverflowError:
-            pass
-        self._drop("not_a_number", f"a value of type {type(value).__name__} is not a number")
-
-    def _drop(self, reason: str, why: str) -> None:
-        self._values[slots.DROPPED + DROP_REASONS.index(reason)] += 1.0
-        self._warn(reason, f"a value is not recorded: {why}")
-
-    def _set(self, metric: Metric, value: float) -> None:
-        try:
-            self._values[slots.number(metric.name)] = value
-        except TypeError as error:
-            self._trouble(metric.name, error)
-        self._commit()
 
     # --- upkeep -----------------------------------------------------------------------------------------------
 
@@ -329,37 +284,24 @@ class Recorder:
     def _first_step(self) -> None:
         """Called once, in the first step: for a subclass that has something to find out then."""
 
-    def _detect(self) -> None:
-        for name, pending in self._table.pending.items():
-            if pending:
-                detector = self._detectors[name]
-                self._values[slots.number(catalogue.SPIKES.name, name)] += detector.update(pending)
-                self._values[slots.number(catalogue.ZSCORE.name, name)] = detector.z
-                pending.clear()
-
-    def _not_a_step(self, seconds: float) -> None:
+    def _not_a_step(self, since: float, now: float) -> None:
         """Take the time of an evaluation or a checkpoint out of the step and out of the throughput's window."""
+        seconds = now - max(since, self._previous)  # a step may have ended inside
+        self._away += seconds
         if self._previous:
             self._previous += seconds
+            self._values[slots.COUNTED] = self._previous
             self._values[MARK] += seconds
             self._values[OLDER_MARK] += seconds
 
     def _last_words(self) -> None:
         """Take in what still waits, and say when this was."""
+        for tell in self._at_end:
+            tell()
         self._tensors.poll()
         self._detect()
         self._values[slots.END] = monotonic()
         self._commit()
-
-    def _trouble(self, where: str, error: Exception) -> None:
-        """A call that made no sense: counted, said once, and training goes on."""
-        self._drop("not_a_number", f"{where}() failed: {type(error).__name__}: {error}")
-        self._commit()
-
-    def _warn(self, key: str, message: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            log.warning("%s (said once; counted in %s)", message, catalogue.DROPPED_SCALARS.name)
 
 
 class BoundStep:
@@ -367,10 +309,10 @@ class BoundStep:
 
     __slots__ = ("_end_step", "_layout", "_recorder", "names")
 
-    def __init__(self, recorder: Recorder, layout: Layout, names: tuple[str, ...]) -> None:
+    def __init__(self, recorder: Recorder, names: tuple[str, ...]) -> None:
         self.names = names
         self._recorder = recorder
-        self._layout = layout
+        self._layout = recorder._layout(STEP, names)
         self._end_step = recorder._end_step
 
     def __call__(self, *values: Any) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("paddle_exporter")
 
+END_STATES = ("finished", "failed", "killed")
 _SCRAPED_LATELY = 300.0  # seconds; longer ago, and nobody is expected to come for the run's end
 
 
@@ -43,7 +44,8 @@ class Run(Recorder):
         self.state = "running"
         self._endpoint: Endpoint | None = None
         self._target: Path | None = None
-        self._ending = threading.Lock()
+        self._ending = threading.RLock()
+        self._owner = f"{identity.node} {os.getpid()} {time.time_ns():x}"
         page = self._open_page() if settings.enabled else PageWriter(None, identity.info())
         super().__init__(
             page,
@@ -76,16 +78,19 @@ class Run(Recorder):
         address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.address, self.settings.address)
         return f"http://{host_and_port(address, self._endpoint.port)}/metrics"
 
-    def attach(self, model: Any = None, optimizer: Any = None, scaler: Any = None) -> Run:
+    def attach(
+        self, model: Any = None, optimizer: Any = None, scaler: Any = None, samples: float = 0, tokens: float = 0
+    ) -> Run:
         """Take steps, data wait, learning rate, gradient norm, loss scale and checkpoints from a hand-written loop.
 
-        From then on each update of ``optimizer`` is a step: tell values with ``log`` and do not call ``step``.
-        ``scaler`` is the ``paddle.amp.GradScaler``, if there is one. What this Paddle does not offer is said once.
+        Each update of ``optimizer`` is a step, of ``samples`` samples and ``tokens`` tokens on this rank, unless the loop
+        calls ``step`` itself; tell other values with ``log``. ``scaler`` is the ``paddle.amp.GradScaler``, if there is
+        one. A ``paddle.Model`` as ``model`` has both. What this Paddle does not offer is said once.
         """
         try:
             from .hooks.attach import attach
 
-            attach(self, model=model, optimizer=optimizer, scaler=scaler)
+            attach(self, model=model, optimizer=optimizer, scaler=scaler, samples=samples, tokens=tokens)
         except Exception:
             log.warning("attach() failed; call step() yourself", exc_info=True)
         return self
@@ -93,26 +98,30 @@ class Run(Recorder):
     def finish(self, state: str = "finished", **facts: str) -> None:
         """End the run: the last values and ``state`` are kept, served to one more scrape, and the port is closed.
 
-        Waits for that scrape for at most the setting ``linger``, and only if somebody scraped before. ``facts``
-        become labels of paddle_run_info. What is recorded later goes nowhere.
+        ``state`` is finished, failed or killed. Waits for that scrape for at most the setting ``linger``, and only
+        if a Prometheus scraped before. ``facts`` become labels of paddle_run_info. What is recorded later goes nowhere.
         """
+        if state not in END_STATES:
+            log.warning("a run does not end as %r but as %s; it is recorded as failed", state, ", ".join(END_STATES))
+            state = "failed"
         with self._ending:
             if self.state != "running":
                 return
             self.state = state
-        try:
-            self._last_words()
-            self._page.describe(facts)
-            self._page.set_state(state)
-            self._commit()
-            if self._endpoint is not None:
-                self._linger(self._endpoint)
-                self._endpoint.close()
-            if self._target is not None:
-                remove_target(self._target, str(self.page))
-        except Exception:
-            log.warning("the run's end was not recorded", exc_info=True)
-        self._page.detach()
+        known = self.identity.info()
+        for part in (
+            self._last_words,
+            lambda: self._page.set_state(state),
+            self._commit,
+            lambda: self._page.describe({name: str(fact) for name, fact in facts.items() if name not in known}),
+            self._linger,
+            self._stop_serving,
+            self._page.detach,
+        ):
+            try:
+                part()
+            except Exception:
+                log.warning("a part of the run's end failed", exc_info=True)
 
     def __enter__(self) -> Run:
         return self
@@ -127,9 +136,10 @@ class Run(Recorder):
         """In a forked child: the run is the parent's. The child's calls are accepted and count nothing."""
         global _starting
         _starting = threading.Lock()
-        self._ending = threading.Lock()
+        self._ending = threading.RLock()
         self._table.after_fork()
         self.state = "abandoned"
+        self.page = None
         self._page.detach()
         if self._endpoint is not None:
             self._endpoint.abandon()
@@ -176,10 +186,10 @@ class Run(Recorder):
         labels = {"run": identity.run, "rank": str(identity.rank), "node": identity.node}
         target = directory / target_file(identity.run, identity.rank)
         try:
-            write_target(target, self._host(), self._endpoint.port, labels, str(self.page))
+            write_target(target, self._host(), self._endpoint.port, labels, self._owner)
             self._target = target
-        except OSError as error:
-            log.warning("no target file for Prometheus in %s: %s", directory, error.strerror)
+        except (OSError, ValueError) as error:
+            log.warning("no target file for Prometheus in %s: %s", directory, error)
 
     def _host(self) -> str:
         """The host under which Prometheus reaches this process."""
@@ -189,9 +199,17 @@ class Run(Recorder):
             return self.settings.address
         return environ().get("PADDLE_CURRENT_ENDPOINT", "").rpartition(":")[0] or self.identity.node
 
-    def _linger(self, endpoint: Endpoint) -> None:
+    def _stop_serving(self) -> None:
+        if self._target is not None:
+            remove_target(self._target, self._owner)
+        if self._endpoint is not None:
+            self._endpoint.close()
+
+    def _linger(self) -> None:
         """Wait for one more scrape, if a Prometheus comes by: for as long as it takes to come, at most ``linger``."""
-        now = time.monotonic()
+        endpoint, now = self._endpoint, time.monotonic()
+        if endpoint is None:
+            return
         if endpoint.scraped and now - endpoint.scraped < min(_SCRAPED_LATELY, 3.0 * endpoint.interval + 1.0):
             endpoint.wait_for_scrape(now, min(self.settings.linger, 1.5 * endpoint.interval + 1.0))
 

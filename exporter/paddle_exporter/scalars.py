@@ -12,6 +12,7 @@ from .catalogue import DROP_REASONS, Metric
 from .page import PageFullError, PageWriter
 
 NAME_LENGTH = 128
+NAME_BYTES = 256  # in UTF-8; 400 names of that length fit into a page's journal, with room for the known ones
 _LAYOUTS_KEPT = 1000  # a loop that makes up new combinations of names for ever must not fill the memory
 
 
@@ -47,7 +48,7 @@ class Layout:
     ``plain`` is whether numbers may be tried that way at all: no once a tensor was seen among them.
     """
 
-    __slots__ = ("offset", "pack", "plain", "position", "samples", "slots", "tokens", "watched")
+    __slots__ = ("offset", "own", "pack", "plain", "position", "samples", "slots", "tokens", "watched")
 
     def __init__(self, numbers: list[int], names: tuple[str, ...], special: tuple[str, ...], watched: Watched) -> None:
         self.slots = numbers
@@ -55,6 +56,7 @@ class Layout:
         self.samples = given.get("samples", 0)  # the slot of a special value, 0 where it is not among the names
         self.tokens = given.get("tokens", 0)
         self.position = given.get("global_step", 0)
+        self.own = [slot for slot in given.values() if slot > 0]
         self.watched = [(slot, watched[slot]) for slot in numbers if slot in watched]
         self.plain = all(number >= slots.FIRST for number in numbers)
         neighbours = numbers and self.plain and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
@@ -72,6 +74,8 @@ class ScalarTable:
         self.watched: Watched = {}
         self.nonfinite: dict[int, int] = {}  # slot -> slot of its counter of non-finite values
         self.pending: dict[str, list[float]] = {name: [] for name in slots.WATCHED}
+        self.layouts: dict[Kind, dict[tuple[str, ...], Layout]] = {STEP: {}, LOG: {}, EVAL: {}}
+        self._counters = {name: slots.number(catalogue.NONFINITE.name, name) for name in slots.WATCHED}
         self._page = page
         self._max_scalars = max_scalars
         self._warn = warn
@@ -83,12 +87,13 @@ class ScalarTable:
         """In a forked child: another thread may have held the lock."""
         self._lock = threading.Lock()
 
-    def resolve(self, kind: Kind, layouts: dict[tuple[str, ...], Layout], names: tuple[str, ...]) -> Layout:
-        """The layout of ``names``, kept in ``layouts``."""
+    def resolve(self, kind: Kind, names: tuple[str, ...]) -> Layout:
+        """The layout of ``names``, made and kept in ``layouts``."""
         with self._lock:
             self._reserve(kind, names)
             numbers = [self._slots.get(self._key(kind, name), 0) or self._refuse(name) for name in names]
         layout = Layout(numbers, names, kind.special, self.watched)
+        layouts = self.layouts[kind]
         if len(layouts) < _LAYOUTS_KEPT:
             layouts[names] = layout
         return layout
@@ -110,9 +115,8 @@ class ScalarTable:
                 continue
             self._users += bool(key[1])
             new.append(key)
-        counted = [key for key in new if not key[0].startswith("_")]
-        labels = [kind.prefix + (key[1] or _known_name(kind, key[0])) for key in counted]
-        fresh = [label for label in labels if label not in slots.WATCHED]
+        labels = {key: kind.prefix + (key[1] or _known_name(kind, key[0])) for key in new if key[0][0] != "_"}
+        fresh = list(dict.fromkeys(label for label in labels.values() if label not in self._counters))
         try:
             # One record, so that a page that is full takes all of it or nothing.
             first = self._page.slot_block(
@@ -123,22 +127,22 @@ class ScalarTable:
         except PageFullError:
             self._users -= sum(bool(key[1]) for key in new)
             return
-        counter = first + len(new)
-        for index, key in enumerate(new):
-            self._slots[key] = first + index
-        for key, label in zip(counted, labels):
-            slot = self._slots[key]
-            if label in slots.WATCHED:
-                self.nonfinite[slot] = slots.number(catalogue.NONFINITE.name, label)
-                self.watched[slot] = self.pending[label]
-            else:
-                self._page.values[counter] = 0.0
-                self.nonfinite[slot] = counter
-                counter += 1
+        for counter, label in enumerate(fresh, first + len(new)):
+            self._page.values[counter] = 0.0
+            self._counters[label] = counter
+        for slot, key in enumerate(new, first):
+            self._slots[key] = slot
+            if key in labels:
+                self.nonfinite[slot] = self._counters[labels[key]]
+                if labels[key] in self.pending:
+                    self.watched[slot] = self.pending[labels[key]]
 
     def _refuse(self, name: str) -> int:
         if not _valid(name):
-            reason, why = "invalid_name", f"a name is 1 to {NAME_LENGTH} printable characters"
+            reason, why = (
+                "invalid_name",
+                f"a name has 1 to {NAME_LENGTH} printable characters in {NAME_BYTES} bytes",
+            )
         else:
             reason, why = "too_many", f"{self._users} names are taken (setting max_scalars={self._max_scalars})"
         self._warn(reason, f"scalar {str(name)[:NAME_LENGTH]!r} is not recorded: {why}")
@@ -146,7 +150,12 @@ class ScalarTable:
 
 
 def _valid(name: Any) -> bool:
-    return isinstance(name, str) and 0 < len(name) <= NAME_LENGTH and name.isprintable()
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= NAME_LENGTH
+        and name.isprintable()
+        and len(name.encode("utf-8", "replace")) <= NAME_BYTES
+    )
 
 
 def _known_name(kind: Kind, metric: str) -> str:

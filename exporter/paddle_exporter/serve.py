@@ -65,6 +65,7 @@ class Endpoint:
         self.port: int = self._listener.getsockname()[1]
         self._waker, self._woken = socket.socketpair()
         self._closing = False
+        self._refusing = False
         self._pid = os.getpid()
         self._clients: dict[socket.socket, _Client] = {}  # oldest first
         self._thread = threading.Thread(target=self._run, name="paddle-exporter", daemon=True)
@@ -80,8 +81,7 @@ class Endpoint:
         if method not in ("GET", "HEAD"):
             return _response(HTTPStatus.METHOD_NOT_ALLOWED, b"GET only.\n", extra="Allow: GET, HEAD\r\n"), False
         if path == "/metrics":
-            encode, content_type = choose_encoder(_header(rest, b"accept"))
-            response = _response(HTTPStatus.OK, encode(self._registry), content_type)
+            response = self._metrics(_header(rest, b"accept"))
         elif path == "/healthz":
             response = _response(HTTPStatus.OK, b"ok\n")
         elif path == "/":
@@ -146,12 +146,15 @@ class Endpoint:
         except BlockingIOError:
             return
         except OSError as error:  # out of file descriptors: make room, the client will come again
-            log.warning("a client could not be accepted: %s", error)
+            if not self._refusing:
+                log.warning("a client could not be accepted: %s (said once, until one is)", error)
+            self._refusing = True
             if self._clients:
                 self._drop(selector, next(iter(self._clients)))
             else:
                 time.sleep(0.1)
             return
+        self._refusing = False
         sock.setblocking(False)
         while len(self._clients) >= CONNECTIONS:
             self._drop(selector, next(iter(self._clients)))
@@ -162,6 +165,17 @@ class Endpoint:
         del self._clients[sock]
         selector.unregister(sock)
         sock.close()
+
+    def _metrics(self, accept: str) -> bytes:
+        try:
+            encode, content_type = choose_encoder(accept)
+        except Exception:  # an Accept header that prometheus_client cannot read
+            encode, content_type = choose_encoder("")
+        try:
+            return _response(HTTPStatus.OK, encode(self._registry), content_type)
+        except Exception as error:  # a family that cannot be rendered
+            log.warning("the metrics could not be rendered", exc_info=True)
+            return _response(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}\n".encode())
 
     def _landing(self) -> bytes:
         title = html.escape(self._title)

@@ -36,8 +36,8 @@ def _text(raw: Any) -> str:
 
 
 def _directory(raw: Any) -> Path:
-    path = Path(str(raw)).expanduser()
-    if not isinstance(raw, (str, os.PathLike)) or not path.is_absolute():
+    path = Path(os.path.expanduser(str(raw)))
+    if not isinstance(raw, (str, os.PathLike)) or not path.is_absolute() or not str(path).isprintable():
         raise ValueError("an absolute path of a directory")
     return path
 
@@ -52,9 +52,11 @@ def _flag(raw: Any) -> bool:
 
 def _whole(low: int, high: int) -> Callable[[Any], int]:
     def parse(raw: Any) -> int:
-        if not re.fullmatch(r"-?\d+", str(raw).strip()) or isinstance(raw, bool) or not low <= int(raw) <= high:
+        if isinstance(raw, str) and re.fullmatch(r"\s*-?[0-9]{1,20}\s*", raw):
+            raw = int(raw)
+        if not isinstance(raw, int) or isinstance(raw, bool) or not low <= raw <= high:
             raise ValueError(f"a whole number from {low} to {high}")
-        return int(raw)
+        return raw
 
     return parse
 
@@ -63,7 +65,7 @@ def _seconds(low: float, high: float) -> Callable[[Any], float]:
     def parse(raw: Any) -> float:
         try:
             value = float(raw)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             value = float("nan")
         if isinstance(raw, bool) or not low <= value <= high:
             raise ValueError(f"seconds from {low:g} to {high:g}")
@@ -91,7 +93,9 @@ def _tags(raw: Any) -> dict[str, str]:
     return tags
 
 
-_ADDRESS = re.compile(r"[0-9A-Za-z.:\-]{1,253}")
+_ADDRESS = re.compile(
+    r"[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(%[0-9A-Za-z]+)?|(?=.{1,253}$)[0-9A-Za-z-]{1,63}(\.[0-9A-Za-z-]{1,63})*"
+)
 
 
 def _address(raw: Any) -> str:
@@ -190,10 +194,11 @@ def load(keywords: Mapping[str, Any] | None = None, environment: Mapping[str, st
     for name in given:
         if name not in _SETTINGS:
             raise SettingError(f"start() has no setting {name!r}.{_nearest(name, _SETTINGS)}")
+    variables = [PREFIX + name.upper() for name in _SETTINGS]
     for variable in environment:
-        if variable.startswith(PREFIX) and variable[len(PREFIX) :].lower() not in _SETTINGS:
-            known = [PREFIX + name.upper() for name in _SETTINGS]
-            raise SettingError(f"{variable} in the environment is not a setting.{_nearest(variable, known)}")
+        if variable.startswith(PREFIX) and variable not in variables:
+            nearest = _nearest(variable.upper(), variables)
+            raise SettingError(f"{variable} in the environment is not a setting.{nearest}")
     values = {}
     for name, setting in _SETTINGS.items():
         source, raw = name, given.get(name)

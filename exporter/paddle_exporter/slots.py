@@ -41,12 +41,13 @@ ZEROS: list[tuple[str, ...]] = [
     ("_older_mark_time",),
     ("_older_mark_samples",),
     ("_older_mark_tokens",),
+    ("_counted",),  # the last step's end, moved on by evaluations and checkpoints since then, as the marks are
     ("_step_offset",),  # global step less the steps counted here
 ]
 BLANKS: list[tuple[str, ...]] = [
     ("_end",),
     ("_phase",),  # index in PHASES of the open phase
-    ("_phase_since",),
+    ("_phase_since",),  # or when the last one was left
     (catalogue.EPOCH.name,),
     (catalogue.TARGET_STEPS.name,),
     (catalogue.CHECKPOINT_LAST.name,),
@@ -72,6 +73,7 @@ CLOCK = number("_clock")
 MARK = number("_mark_time")
 OLDER_MARK = number("_older_mark_time")
 STEP_OFFSET = number("_step_offset")
+COUNTED = number("_counted")
 END = number("_end")
 PHASE = number("_phase")
 PHASE_SINCE = number("_phase_since")

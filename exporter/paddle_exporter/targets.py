@@ -11,13 +11,13 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-_PAGE = "__paddle_exporter_page"  # Prometheus drops labels that begin with two underscores
+_OWNER = "__paddle_exporter_owner"  # Prometheus drops labels that begin with two underscores
 
 
 def target_file(run: str, rank: int) -> str:
     """Name of the target file of a rank; a restarted rank has the same one."""
     slug = re.sub(r"[^0-9A-Za-z_.-]+", "-", run)[:64]
-    return f"{slug}-{hashlib.sha256(run.encode()).hexdigest()[:6]}-rank{rank:05d}.json"
+    return f"{slug}-{hashlib.sha256(run.encode('utf-8', 'replace')).hexdigest()[:6]}-rank{rank:05d}.json"
 
 
 def host_and_port(host: str, port: int) -> str:
@@ -25,17 +25,19 @@ def host_and_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def write_target(path: Path, host: str, port: int, labels: Mapping[str, str], page: str) -> None:
+def write_target(path: Path, host: str, port: int, labels: Mapping[str, str], owner: str) -> None:
     """Write a target file at once: a reader sees the old one or the new one. OSError if it cannot be written.
 
-    It is readable by all, for Prometheus has a user of its own. ``page`` tells whose file it is.
+    It is readable by all, for Prometheus has a user of its own. ``owner`` tells whose file it is.
     """
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     fd, unfinished = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             json.dump(
-                [{"targets": [host_and_port(host, port)], "labels": {**labels, _PAGE: page}}], file, ensure_ascii=False
+                [{"targets": [host_and_port(host, port)], "labels": {**labels, _OWNER: owner}}],
+                file,
+                ensure_ascii=False,
             )
             os.fchmod(fd, 0o644)
         os.replace(unfinished, path)
@@ -45,8 +47,8 @@ def write_target(path: Path, host: str, port: int, labels: Mapping[str, str], pa
         raise
 
 
-def remove_target(path: Path, page: str) -> None:
-    """Take the target file of ``page`` away; one that a successor wrote in its place stays."""
+def remove_target(path: Path, owner: str) -> None:
+    """Take the target file of ``owner`` away; one that a successor wrote in its place stays."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        if json.loads(path.read_text(encoding="utf-8"))[0]["labels"][_PAGE] == page:
+        if json.loads(path.read_text(encoding="utf-8"))[0]["labels"][_OWNER] == owner:
             path.unlink()

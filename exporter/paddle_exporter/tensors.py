@@ -67,6 +67,9 @@ class TensorQueue:
     def poll(self) -> None:
         """Store the values that have arrived since."""
         waiting = self._waiting
-        while waiting and waiting[0][2]():
-            slot, host, _ = waiting.popleft()
-            self._store(slot, float(host.item()))
+        try:
+            while waiting and waiting[0][2]():
+                slot, host, _ = waiting.popleft()
+                self._store(slot, float(host.item()))
+        except Exception:  # a device that is lost: what is under way will not arrive
+            waiting.clear()

@@ -111,7 +111,7 @@ def test_noise_around_zero_has_none():
 
 
 def test_a_stream_that_turns_negative_is_learned_anew():
-    assert spikes(noisy(200) + [-1.0] + noisy(15, level=3.0)) == 0
+    assert spikes([*noisy(200), -1.0, *noisy(15, level=3.0)]) == 0
 
 
 def test_forgetting_is_a_fresh_start():
@@ -143,7 +143,9 @@ EXTREMES = [0.0, -0.0, 5e-324, -5e-324, 1e-300, 1e-160, 1e160, 1e300, 1.79769313
 
 @given(
     st.lists(
-        st.tuples(st.one_of(st.sampled_from(EXTREMES), st.floats(allow_nan=False, allow_infinity=False)), st.integers(1, 30)),
+        st.tuples(
+            st.one_of(st.sampled_from(EXTREMES), st.floats(allow_nan=False, allow_infinity=False)), st.integers(1, 30)
+        ),
         max_size=8,
     )
 )

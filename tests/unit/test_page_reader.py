@@ -56,7 +56,7 @@ def outcome(path):
     except PageError as error:
         return None, error.reason
     try:
-        return {slot: value for *slot, value in ((n, *l, v) for n, l, v in reader.read()) for slot in [tuple(slot)]}, None
+        return {(name, *labels): value for name, labels, value in reader.read()}, None
     except PageError as error:
         return None, error.reason
     finally:

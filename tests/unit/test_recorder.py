@@ -5,6 +5,7 @@ from __future__ import annotations
 import decimal
 import logging
 import math
+import sys
 import threading
 import time
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from paddle_exporter.page import PageWriter
 from paddle_exporter.recorder import Recorder
+from paddle_exporter.scalars import LOG
 
 DROPPED = "paddle_exporter_dropped_scalars_total"
 NONFINITE = "paddle_train_nonfinite_total"
@@ -386,9 +388,11 @@ def test_a_value_that_is_not_finite_is_counted_and_the_last_finite_one_stays(rec
     recorder.bind(name)(value)
     seen = scrape(recorder)
     assert seen(NONFINITE, scalar=name) == 3
-    assert seen.total("paddle_train_scalar") + sum(
-        seen(f"paddle_train_{known}") or 0.0 for known in ("loss", "learning_rate", "grad_norm", "loss_scale")
-    ) == 2.0
+    assert (
+        seen.total("paddle_train_scalar")
+        + sum(seen(f"paddle_train_{known}") or 0.0 for known in ("loss", "learning_rate", "grad_norm", "loss_scale"))
+        == 2.0
+    )
     assert seen(STEPS) == 3
     assert seen.total(DROPPED) == 0
 
@@ -505,7 +509,7 @@ def test_long_names_of_the_limit_s_number_leave_room_for_known_ones(recorder, sc
 def test_ever_new_combinations_of_names_do_not_fill_the_memory(recorder, scrape):
     for i in range(3000):
         recorder.log(**{f"s{i % 61}": 1.0, f"t{i % 59}": 2.0})
-    assert len(recorder._logs) <= 1000
+    assert len(recorder._table.layouts[LOG]) <= 1000
     assert scrape(recorder).total(DROPPED) == 0
 
 
@@ -626,9 +630,11 @@ class Model:
                 self.gauges[key] = float(value)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(calls)
-def test_any_calls_expose_what_a_simple_model_says(_scrape_of, sequence):
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+@given(sequence=calls)
+def test_any_calls_expose_what_a_simple_model_says(scrape, sequence):
     recorder, model = Recorder(PageWriter(None, {"run": "r", "rank": "0"})), Model()
     for call, scalars in sequence:
         if call == "bind":
@@ -637,7 +643,7 @@ def test_any_calls_expose_what_a_simple_model_says(_scrape_of, sequence):
             getattr(recorder, call)(**scalars)
         model.take(call, scalars)
     recorder._last_words()
-    seen = _scrape_of(recorder)
+    seen = scrape(recorder)
     gauges = {
         (s.name, *[v for k, v in s.labels.items() if k == "name"]): s.value
         for s in seen.samples
@@ -653,28 +659,12 @@ def test_any_calls_expose_what_a_simple_model_says(_scrape_of, sequence):
     assert all(math.isfinite(s.value) for s in seen.samples)
 
 
-@pytest.fixture(scope="module")
-def _scrape_of():
-    from paddle_exporter.collectors.ranks import RankCollector
-    from paddle_exporter.page_reader import OwnPageReader
-
-    def look(recorder):
-        import conftest
-
-        own = OwnPageReader(recorder._page)
-        return conftest.Scrape(RankCollector(lambda: [own])())
-
-    return look
-
-
 # --- threads ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def _impatient():
     """Threads take turns as often as can be."""
-    import sys
-
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from .. import catalogue
+
+_LABEL = re.compile(r"[a-zA-Z][a-zA-Z0-9_]*")
 
 
 class Families:
@@ -25,8 +28,9 @@ class Families:
             self._of(metric).add_metric(labels, value)
 
     def info(self, metric: catalogue.Metric, labels: Mapping[str, str]) -> None:
-        """Add a sample of 1 whose labels may be more than the declared ones."""
-        self._of(metric).add_sample(metric.name, dict(labels), 1.0)
+        """Add a sample of 1 whose labels may be more than the declared ones; a name that cannot be one is left out."""
+        valid = {name: value for name, value in labels.items() if _LABEL.fullmatch(name)}
+        self._of(metric).add_sample(metric.name, valid, 1.0)
 
     def histogram(self, metric: catalogue.Metric, labels: Sequence[str], counts: Sequence[float], total: float) -> None:
         """Add a histogram from ``counts`` by bucket (not yet summed up; the last one is beyond all bounds)."""

@@ -1,0 +1,1 @@
+"""The demo: a real training job, watched by a real Prometheus and Alertmanager. Nothing else imports it."""

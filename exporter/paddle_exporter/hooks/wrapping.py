@@ -1,0 +1,99 @@
+"""How hooks put themselves around what is not ours: nothing of theirs raises, and what they wrapped can be unwrapped.
+
+Methods are wrapped on the one object that is watched, not on its class, so that other optimizers, clips and scalers
+of the process stay as they are. Functions are wrapped in every module that has them under their own name.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import sys
+from types import MethodType
+from typing import Any, Callable, TypeVar, cast
+
+log = logging.getLogger("paddle_exporter")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Around = Callable[[str, Callable[..., Any], "tuple[Any, ...]", "dict[str, Any]"], Any]
+"""Called in place of a method with its name, itself and its arguments; returns what the method returns."""
+
+_said: set[str] = set()
+
+
+def say_once(message: str) -> None:
+    """Log a warning the first time it is given."""
+    if message not in _said:
+        _said.add(message)
+        log.warning("%s", message)
+
+
+def quiet(function: Function) -> Function:
+    """``function``, whose errors are logged, once each, and never raised; it returns None then."""
+
+    @functools.wraps(function)
+    def safe(*arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except Exception as error:
+            say_once(f"a hook does not work here, training goes on: {function.__qualname__}: {error!r}")
+            return None
+
+    return cast("Function", safe)
+
+
+class Wrapped:
+    """Stands in ``owner.__dict__`` for the method ``name`` and calls ``around`` in its place.
+
+    It holds its owner, as a bound method does; Paddle's optimizers hold bound methods of their own that way.
+    """
+
+    def __init__(self, owner: Any, name: str, around: Around) -> None:
+        self.__name__ = name
+        self._owner = owner
+        self._around: Around | None = around
+        self._before = vars(owner).get(name)  # somebody's wrapper, put there before ours
+        self._function: Any = getattr(type(owner), name, None)
+        self._method: Any = self._before or MethodType(self._function, owner)
+        vars(owner)[name] = self
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        if self._around is None:
+            return self._method(*arguments, **options)
+        return self._around(self.__name__, self._method, arguments, options)
+
+    def release(self) -> None:
+        """Put back what was there; what somebody has wrapped in turn stays, and only passes on."""
+        self._around = None
+        names = vars(self._owner)
+        if names.get(self.__name__) is not self:
+            return
+        if self._before is None:
+            del names[self.__name__]
+        else:
+            names[self.__name__] = self._before
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the owner gets a method of its own, and is not watched."""
+        if self._before is not None:
+            return copy.deepcopy(self._before, memo)
+        return MethodType(self._function, copy.deepcopy(self._owner, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self._owner, self.__name__)
+
+
+def wrap(owner: Any, name: str, around: Around) -> Wrapped | None:
+    """Call ``around`` in place of the method ``name`` of this one object; None where it has no such method."""
+    if not hasattr(owner, "__dict__") or not (callable(getattr(type(owner), name, None)) or name in vars(owner)):
+        return None
+    return Wrapped(owner, name, around)
+
+
+def replace(name: str, original: Any, replacement: Any) -> None:
+    """Put ``replacement`` wherever a loaded module has ``original`` as ``name``, ``from`` imports included."""
+    for module in list(sys.modules.values()):
+        names = getattr(module, "__dict__", None)
+        if isinstance(names, dict) and names.get(name) is original:
+            names[name] = replacement
