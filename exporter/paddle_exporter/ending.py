@@ -16,7 +16,7 @@ import sys
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Callable
+from typing import IO, TYPE_CHECKING, Any, Callable, Iterator
 
 from .page import SIGTERM_SUFFIX
 
@@ -70,6 +70,25 @@ def mark_sigterm(page: Path) -> None:
         faulthandler.unregister(signal.SIGTERM)
         faulthandler.register(signal.SIGTERM, file=marker, all_threads=False, chain=True)
         _marker = marker
+
+
+@contextlib.contextmanager
+def holding_sigterm() -> Iterator[None]:
+    """A SIGTERM that comes inside has its effect afterwards: the launcher ends the others when one rank is gone.
+
+    For moments in which the main thread is in Python and nothing can hang. Elsewhere this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
+        if came:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _at_exit() -> None:

@@ -211,7 +211,8 @@ class Run(Recorder):
         if endpoint is None:
             return
         if endpoint.scraped and now - endpoint.scraped < min(_SCRAPED_LATELY, 3.0 * endpoint.interval + 1.0):
-            endpoint.wait_for_scrape(now, min(self.settings.linger, 1.5 * endpoint.interval + 1.0))
+            with ending.holding_sigterm():
+                endpoint.wait_for_scrape(now, min(self.settings.linger, 1.5 * endpoint.interval + 1.0))
 
     def _first_step(self) -> None:
         # Paddle may have been imported since start(), and have brought its version and a signal handler of its own.

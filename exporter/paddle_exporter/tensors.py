@@ -6,11 +6,14 @@ pinned host memory is queued behind the work, and read at a later step, when it 
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from typing import Any, Callable
 
 AT_MOST = 256
 """Copies under way; a device that is further behind than this has its newer values dropped, and counted."""
+
+_ONE = ([], [1])  # shapes of one number; ``size`` of a Paddle tensor costs 4 us, ``shape`` 0.1
 
 Copy = tuple[Any, Callable[[], bool]]
 """A host tensor, and whether its value has arrived."""
@@ -39,10 +42,11 @@ class TensorQueue:
         self._start: Callable[[Any], Copy] | None = start
         self._waiting: deque[tuple[int, Any, Callable[[], bool]]] = deque()
         self._offered: dict[int, int] = {}
+        self._polling = threading.Lock()
 
     def take(self, slot: int, tensor: Any) -> str | None:
         """Store the one number of ``tensor``, now or later. Returns the reason when it is dropped, else None."""
-        if tensor.size != 1:
+        if tensor.shape not in _ONE and tensor.size != 1:
             return "not_a_number"
         if tensor.place.is_cpu_place():
             self._store(slot, float(tensor.item()))
@@ -67,9 +71,13 @@ class TensorQueue:
     def poll(self) -> None:
         """Store the values that have arrived since."""
         waiting = self._waiting
+        if not waiting or not self._polling.acquire(blocking=False):  # another thread is at it
+            return
         try:
             while waiting and waiting[0][2]():
                 slot, host, _ = waiting.popleft()
                 self._store(slot, float(host.item()))
         except Exception:  # a device that is lost: what is under way will not arrive
             waiting.clear()
+        finally:
+            self._polling.release()

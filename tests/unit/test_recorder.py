@@ -26,6 +26,8 @@ class Hostile:
     """Whatever is done with it raises."""
 
     def __getattribute__(self, name):
+        if name.startswith("__"):  # those the tests' own tools look at
+            return object.__getattribute__(self, name)
         raise RuntimeError(name)
 
     def __float__(self):
@@ -323,6 +325,15 @@ def test_a_step_with_a_value_that_is_no_number_is_counted_and_its_other_values_s
     assert not_a_number(seen) + seen(NONFINITE, scalar="x") == 1
 
 
+@pytest.mark.parametrize("call", ["step", "log", "eval"])
+@pytest.mark.parametrize("kind", NOT_NUMBERS)
+def test_a_value_that_is_no_number_leaves_the_last_one(recorder, scrape, call, kind):
+    for value in (2.0, BAD[kind]):
+        getattr(recorder, call)(a=1.0, x=value, b=3.0)
+    metric = "paddle_eval_scalar" if call == "eval" else "paddle_train_scalar"
+    assert scrape(recorder)(metric, name="x") == 2.0
+
+
 @pytest.mark.parametrize("kind", NOT_NUMBERS)
 def test_a_bound_step_with_a_value_that_is_no_number_is_counted(recorder, scrape, kind):
     recorder.bind("a", "x", "b")(1.0, BAD[kind], 2.0)
@@ -596,6 +607,9 @@ KNOWN = {
 }
 
 
+MOST = 1e15  # samples or tokens of a step
+
+
 def usable(value):
     """Whether value is a number, and whether it is finite."""
     try:
@@ -621,7 +635,8 @@ class Model:
             if not (valid and number and good):
                 self.bad += 1
             elif counted and name in ("samples", "tokens"):
-                setattr(self, name, getattr(self, name) + max(float(value), 0.0))
+                amount = float(value)
+                setattr(self, name, getattr(self, name) + (amount if 0.0 < amount < MOST else 0.0))
             elif call == "eval":
                 key = ("paddle_eval_loss",) if name == "loss" else ("paddle_eval_scalar", name)
                 self.gauges[key] = float(value)
@@ -634,7 +649,8 @@ class Model:
     max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 @given(sequence=calls)
-def test_any_calls_expose_what_a_simple_model_says(scrape, sequence):
+def test_any_calls_expose_what_a_simple_model_says(scrape, caplog, sequence):
+    caplog.set_level(logging.CRITICAL, "paddle_exporter")
     recorder, model = Recorder(PageWriter(None, {"run": "r", "rank": "0"})), Model()
     for call, scalars in sequence:
         if call == "bind":
@@ -652,10 +668,8 @@ def test_any_calls_expose_what_a_simple_model_says(scrape, sequence):
     assert gauges == model.gauges
     assert seen(STEPS) == model.steps
     assert seen.total(DROPPED) + seen.total(NONFINITE) == model.bad
-    for name in ("samples", "tokens"):
-        expected = getattr(model, name)
-        if math.isfinite(expected):
-            assert seen(f"paddle_train_{name}_total") == expected
+    assert seen("paddle_train_samples_total") == model.samples
+    assert seen("paddle_train_tokens_total") == model.tokens
     assert all(math.isfinite(s.value) for s in seen.samples)
 
 

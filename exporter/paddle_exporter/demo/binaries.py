@@ -99,7 +99,8 @@ def _images(say: Say) -> dict[str, Tool]:
 
 def _docker(*arguments: str) -> bool:
     try:
-        return subprocess.run(["docker", *arguments], capture_output=True, timeout=600, check=False).returncode == 0
+        command = ["docker", *arguments]
+        return subprocess.run(command, capture_output=True, timeout=600, check=False).returncode == 0  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return False
 

@@ -82,6 +82,8 @@ def _download(folder: Path, say: Callable[[str], None]) -> list[Path]:
         options += ["-o", f"APT::Sandbox::User={'root' if os.geteuid() == 0 else ''}"]
         (folder / "state/lists/partial").mkdir(parents=True)
         (folder / "cache/archives/partial").mkdir(parents=True)
+        for half in folder.glob("*.deb"):
+            half.unlink()
         _run(["apt-get", *options, "update"], folder)
         _run(["apt-get", *options, "download", *PACKAGES], folder)
     try:
@@ -96,7 +98,7 @@ def _download(folder: Path, say: Callable[[str], None]) -> list[Path]:
 
 def _run(command: list[str], folder: Path) -> str:
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603
             command,
             cwd=folder,
             env={**os.environ, "LC_ALL": "C"},

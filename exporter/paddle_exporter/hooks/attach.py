@@ -18,6 +18,7 @@ from .gradclip import Norm
 from .optimizer import Watch
 from .wrapping import quiet, say_once
 
+_NONE: dict[str, Any] = {}
 _loop: Loop | None = None
 
 
@@ -30,6 +31,7 @@ class Loop:
         self.run = run
         self.norm = Norm()
         self.updates = 0
+        self.teller: Any = None  # the one callback that tells steps; of two in one training the last
         self.amounts: dict[str, float] = {}
         self.counts: bool | None = None  # whether updates are steps; None while that is open
         self._first: tuple[float, float] | None = None  # when the first update was, and the seconds spent away by then
@@ -37,6 +39,7 @@ class Loop:
         self._watch: Watch | None = None
         self._scaler: ScalerWatch | None = None
         self._dynamic = paddle.in_dynamic_mode
+        self._rates = True
 
     @property
     def watches(self) -> bool:
@@ -48,6 +51,7 @@ class Loop:
         """Take updates, learning rate and norm from ``optimizer``."""
         if self._watch is None or self._watch.optimizer is not optimizer:
             self._let_go()
+            self._rates = True
             self._watch = Watch(optimizer, self)
 
     @quiet
@@ -59,35 +63,59 @@ class Loop:
             self._scaler = ScalerWatch(self.run, scaler)
 
     @quiet
-    def before(self) -> None:
-        """An update begins."""
-        if self._watch is not None:
-            self.norm.follow(self._watch.innermost)
+    def before(self, optimizer: Any) -> None:
+        """An update of ``optimizer`` begins."""
+        if getattr(optimizer, "_grad_clip", None) is not self.norm.clip:
+            self.norm.follow(optimizer)
 
     @quiet
-    def after(self) -> None:
+    def after(self, optimizer: Any) -> None:
         """An update ended."""
         if not self._dynamic():
             return  # a program is being built
         self.updates += 1
-        run, values = self.run, self._values()
-        if self.counts is None:
-            if self._first is None:
-                self._first, self._seen = (monotonic(), run._away), run._count
-                run.log(**values)
+        run, values = self.run, self._values(optimizer)
+        if self.counts:
+            if run._count == self._seen:
+                run.step(**self.amounts, **values)
+                self._seen = run._count
                 return
-            self.counts = run._count == self._seen
-            if self.counts:
-                self._count_the_first()
-        elif self.counts and run._count != self._seen:
             self.counts = False
             say_once("step() is called beside attach(): from now on steps are what step() says")
-        if self.counts:
-            run.step(**self.amounts, **values)
-            self._seen = run._count
-        else:
-            told = run._last_names
-            run.log(**{name: value for name, value in values.items() if name not in told})
+        elif self.counts is None:
+            if self._first is None:
+                self._first, self._seen = (monotonic(), run._away), run._count
+            elif run._count == self._seen:
+                self._count_two(*self._first, values)
+                return
+            else:
+                self.counts = False
+        told = run._last_names
+        run.log(**{name: value for name, value in values.items() if name not in told})
+
+    def _values(self, optimizer: Any) -> dict[str, Any]:
+        values = {}
+        if self._rates:
+            try:
+                rate = getattr(optimizer, "learning_rate", None)  # LBFGS, whose get_lr() is always 1
+                values["learning_rate"] = rate if isinstance(rate, float) else optimizer.get_lr()
+            except Exception as error:
+                self._rates = False
+                say_once(f"the learning rate of a {type(optimizer).__name__} is not seen: {error!r}")
+        norm = self.norm.take()
+        # Gradients overflow now and then in healthy fp16 training: that is a skipped update, not a norm.
+        if norm is not None and getattr(optimizer, "_auxiliary_vars", _NONE).get("found_inf") is not True:
+            values["grad_norm"] = norm
+        return values
+
+    def _count_two(self, when: float, away: float, values: dict[str, Any]) -> None:
+        """Nobody else counts: this update is a step, and the first one, at ``when``, was."""
+        self.counts = True
+        run = self.run
+        run.step(**self.amounts)
+        run._previous = when + run._away - away
+        run.step(**self.amounts, **values)
+        self._seen = run._count
 
     @quiet
     def finish(self) -> None:
@@ -108,31 +136,6 @@ class Loop:
         if self._watch is not None:
             self._watch.release()
             self._watch = None
-
-    def _values(self) -> dict[str, Any]:
-        assert self._watch is not None
-        values = {}
-        rate = self._learning_rate()
-        if rate is not None:
-            values["learning_rate"] = rate
-        norm = self.norm.take()
-        # Gradients overflow now and then in healthy fp16 training: that is a skipped update, not a norm.
-        skipped = getattr(self._watch.innermost, "_auxiliary_vars", {}).get("found_inf") is True
-        if norm is not None and not skipped:
-            values["grad_norm"] = norm
-        return values
-
-    @quiet
-    def _learning_rate(self) -> Any:
-        optimizer = self._watch.innermost if self._watch is not None else None
-        rate = getattr(optimizer, "learning_rate", None)  # LBFGS, whose get_lr() is always 1
-        return rate if isinstance(rate, float) or optimizer is None else optimizer.get_lr()
-
-    def _count_the_first(self) -> None:
-        assert self._first is not None
-        when, away = self._first
-        self.run.step(**self.amounts)
-        self.run._previous = when + self.run._away - away
 
 
 def active() -> runs.Run:

@@ -16,7 +16,7 @@ from typing import Any, Callable
 
 from .wrapping import Wrapped, quiet, replace, say_once, wrap
 
-_ONE = ([], [1])  # shapes of one number
+_ONE: tuple[list[int], ...] = ([], [1])  # shapes of one number
 _NO_GLOBAL_NORM = ("ClipGradByValue", "ClipGradByNorm")
 
 _current: Norm | None = None
@@ -27,28 +27,29 @@ class Norm:
     """The norm that was taken since the last update."""
 
     def __init__(self) -> None:
+        import paddle
+
+        self.clip: Any = self  # nothing was looked at yet
         self.seen = False  # whether there ever was one
         self._found: list[Any] = []
-        self._clips: list[Any] = []
         self._wrapped: list[Wrapped] = []
+        self._paddle = paddle
+        self._sqrt = paddle.sqrt
+        self._last: Any = None
+        self._listening = 0  # the thread that clips
+        self._tap = self._call_sqrt
 
-    @quiet
     def follow(self, optimizer: Any) -> None:
-        """Watch the clips that ``optimizer`` has now: fleet and sharding replace them. Called before each update."""
-        clip = getattr(optimizer, "_grad_clip", None)
-        if self._clips and clip is self._clips[0]:
-            return
+        """Watch the clips that ``optimizer`` has now. Called whenever it is another: fleet and sharding replace it."""
         self.release()
         groups = [group for group in getattr(optimizer, "_param_groups", None) or () if isinstance(group, dict)]
-        self._clips = [clip]
-        for other in (group.get("grad_clip") for group in groups):
-            if not any(other is known for known in self._clips):
-                self._clips.append(other)
-        for one in self._clips:
-            if one is not None and type(one).__name__ not in _NO_GLOBAL_NORM:
-                wrapped = wrap(one, "_dygraph_clip", self._clip)
+        self.clip = getattr(optimizer, "_grad_clip", None)
+        clips = {id(clip): clip for clip in (self.clip, *(group.get("grad_clip") for group in groups))}
+        for clip in clips.values():
+            if clip is not None and type(clip).__name__ not in _NO_GLOBAL_NORM:
+                wrapped = wrap(clip, "_dygraph_clip", self._call_clip)
                 if wrapped is None:
-                    say_once(f"the gradients' norm is not seen: a {type(one).__name__} has no _dygraph_clip()")
+                    say_once(f"the gradients' norm is not seen: a {type(clip).__name__} has no _dygraph_clip()")
                 else:
                     self._wrapped.append(wrapped)
 
@@ -56,53 +57,47 @@ class Norm:
         """Watch no clip any longer."""
         for wrapped in reversed(self._wrapped):
             wrapped.release()
-        self._wrapped, self._clips = [], []
+        self._wrapped, self.clip = [], self
 
     def offer(self, tensor: Any) -> None:
-        """A norm was computed: a tensor of one number."""
+        """A norm was computed."""
         self.seen = True
         self._found.append(tensor)
 
     def take(self) -> Any:
         """The norm since it was last taken, as a tensor; None if there was none."""
-        found, self._found = self._found, []
-        if len(found) < 2:  # noqa: PLR2004
+        if not self._found:
+            return None
+        found, self._found = [norm for norm in self._found if norm.shape in _ONE], []
+        if len(found) < 2:
             return found[0] if found else None
-        import paddle  # parameter groups are clipped one by one
+        with self._paddle.no_grad():  # parameter groups are clipped one by one
+            return self._paddle.sqrt(sum(norm * norm for norm in found))
 
-        with paddle.no_grad():
-            return paddle.sqrt(sum(norm * norm for norm in found))
-
-    def _clip(self, _: str, method: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        import paddle
-
-        found: list[Any] = []
-        listening = get_ident()
-        real = paddle.sqrt
-
-        @functools.wraps(real)
-        def sqrt(*args: Any, **kwargs: Any) -> Any:
-            result = real(*args, **kwargs)
-            if get_ident() == listening:
-                found.append(result)
-            return result
-
-        paddle.sqrt = sqrt
+    def _call_clip(self, _: str, method: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if self._listening:
+            return method(*arguments, **options)
+        paddle = self._paddle
+        real = self._sqrt = paddle.sqrt
+        self._listening = get_ident()
+        paddle.sqrt = self._tap
         try:
             return method(*arguments, **options)
         finally:
-            listening = 0
-            if paddle.sqrt is sqrt:
+            self._listening = 0
+            if paddle.sqrt is self._tap:
                 paddle.sqrt = real
-            self._keep(found, arguments)
+            last, self._last = self._last, None
+            if last is not None:
+                self.offer(last)
+            elif arguments and arguments[0]:
+                say_once("the gradients' norm is not seen: this Paddle's clip makes it without paddle.sqrt()")
 
-    @quiet
-    def _keep(self, found: list[Any], arguments: tuple[Any, ...]) -> None:
-        norms = [tensor for tensor in found if tensor.shape in _ONE]
-        if norms:
-            self.offer(norms[-1])
-        elif arguments and arguments[0]:
-            say_once("the gradients' norm is not seen: this version of Paddle's clip makes it without paddle.sqrt()")
+    def _call_sqrt(self, *arguments: Any, **options: Any) -> Any:
+        result = self._sqrt(*arguments, **options)
+        if get_ident() == self._listening:
+            self._last = result
+        return result
 
 
 def follow(norm: Norm) -> None:
@@ -122,7 +117,7 @@ def follow(norm: Norm) -> None:
     @functools.wraps(original)
     def clip_grad_norm_(*arguments: Any, **options: Any) -> Any:
         total = original(*arguments, **options)
-        _offer(total, options.get("norm_type", arguments[2] if len(arguments) > 2 else 2.0))  # noqa: PLR2004
+        _offer(total, options.get("norm_type", arguments[2] if len(arguments) > 2 else 2.0))
         return total
 
     replace("clip_grad_norm_", original, clip_grad_norm_)
@@ -130,5 +125,5 @@ def follow(norm: Norm) -> None:
 
 @quiet
 def _offer(total: Any, norm_type: Any) -> None:
-    if _current is not None and float(norm_type) == 2.0 and total.shape in _ONE:  # noqa: PLR2004
+    if _current is not None and float(norm_type) == 2.0 and total.shape in _ONE:
         _current.offer(total)

@@ -47,11 +47,12 @@ class Callback(paddle.callbacks.Callback):  # type: ignore[misc]  # paddle has n
         self._loop = loop = attach(run, self.model, counts=False)
         self._ranks = paddle.distributed.get_world_size()
         self._samples, self._updates = 0.0, loop.updates
-        epochs, steps = self.params.get("epochs"), self.params.get("steps")
-        if run.settings.target_steps is None and epochs and steps:
-            batches = getattr(self.model, "_accumulate", 1)
-            done = int(run._values[STEP_OFFSET] + run._count)
-            run.target(done + epochs * -(-steps // batches))
+        loop.teller = self
+        epochs, batches = self.params.get("epochs"), self.params.get("steps")
+        if run.settings.target_steps is None and epochs and batches:
+            steps = epochs * -(-batches // getattr(self.model, "_accumulate", 1))
+            limit = getattr(self.model, "num_iters", None) or steps
+            run.target(int(run._values[STEP_OFFSET] + run._count) + min(steps, limit))
 
     @quiet
     def on_epoch_begin(self, epoch: int | None = None, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
@@ -64,6 +65,8 @@ class Callback(paddle.callbacks.Callback):  # type: ignore[misc]  # paddle has n
         """Tell a step where the optimizer updated, and the loss and metrics in any case."""
         run, loop, logs = self.run, self._loop, logs or {}
         self._end_eval()
+        if loop is not None and loop.teller is not self:
+            return
         values = self._values(logs)
         self._samples += logs.get("batch_size", 0) / self._ranks
         if loop is not None and loop.watches and paddle.in_dynamic_mode():

@@ -21,10 +21,10 @@ _DEPTH = 8
 class Listener(Protocol):
     """Told of updates; what it does must not raise."""
 
-    def before(self) -> None:
-        """An update begins."""
+    def before(self, optimizer: Any) -> None:
+        """An update begins; ``optimizer`` is the innermost one, which has the clip and the parameters."""
 
-    def after(self) -> None:
+    def after(self, optimizer: Any) -> None:
         """It ended without an error."""
 
 
@@ -62,11 +62,6 @@ class Watch:
         return self._outer()
 
     @property
-    def innermost(self) -> Any:
-        """The optimizer that has the clip and the parameters."""
-        return self._inner()
-
-    @property
     def works(self) -> bool:
         """Whether there was anything to hook into."""
         return bool(self._wrapped)
@@ -80,11 +75,12 @@ class Watch:
     def _call(self, _: str, method: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if self._inside:
             return method(*arguments, **options)
+        optimizer = self._inner()
         self._inside = True
         try:
-            self._listener.before()
+            self._listener.before(optimizer)
             result = method(*arguments, **options)
         finally:
             self._inside = False
-        self._listener.after()
+        self._listener.after(optimizer)
         return result

@@ -57,6 +57,7 @@ class _Events:
         self._leave()
         self._training = True
         self._loop = attach(run, optimizer=optimizer, counts=False)
+        self._loop.teller = self
         if run.settings.target_steps is None and state.max_steps:
             run.target(state.max_steps)
         if state.global_step:
@@ -77,10 +78,12 @@ class _Events:
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Tell a step."""
         self._leave()
+        self._expect(control)
+        if self._loop is not None and self._loop.teller is not self:
+            return
         samples = args.per_device_train_batch_size * args.gradient_accumulation_steps
         self.run.step(samples=samples, global_step=state.global_step, **self._tokens)
         self.run.epoch(int(state.epoch or 0))
-        self._expect(control)
 
     @quiet
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **objects: Any) -> None:  # noqa: ARG002
@@ -107,7 +110,7 @@ class _Events:
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:  # noqa: ARG002
         """Tell the result of an evaluation."""
         self._leave()
-        given = {name[5:] if name.startswith("eval_") else name: value for name, value in dict(metrics or {}).items()}
+        given = {name.removeprefix("eval_"): value for name, value in dict(metrics or {}).items()}
         self.run.eval(**{name: value for name, value in given.items() if name not in _LEFT_OUT and _is_number(value)})
         self._expect(control)
 
@@ -159,7 +162,7 @@ def _is_number(value: Any) -> bool:
     return value is not None and not isinstance(value, (str, bool, dict, list, tuple))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _class(bases: tuple[type, ...]) -> Callable[..., Any]:
     return type("PaddleExporterCallback", (_Events, *bases), {})
 
