@@ -104,10 +104,14 @@ class Run(Recorder):
         if state not in END_STATES:
             log.warning("a run does not end as %r but as %s; it is recorded as failed", state, ", ".join(END_STATES))
             state = "failed"
-        with self._ending:
-            if self.state != "running":
-                return
-            self.state = state
+        with ending.holding_sigterm():
+            with self._ending:
+                if self.state != "running":
+                    return
+                self.state = state
+            self._finish(state, facts)
+
+    def _finish(self, state: str, facts: Mapping[str, str]) -> None:
         known = self.identity.info()
         for part in (
             self._last_words,
@@ -211,8 +215,7 @@ class Run(Recorder):
         if endpoint is None:
             return
         if endpoint.scraped and now - endpoint.scraped < min(_SCRAPED_LATELY, 3.0 * endpoint.interval + 1.0):
-            with ending.holding_sigterm():
-                endpoint.wait_for_scrape(now, min(self.settings.linger, 1.5 * endpoint.interval + 1.0))
+            endpoint.wait_for_scrape(now, min(self.settings.linger, 1.5 * endpoint.interval + 1.0))
 
     def _first_step(self) -> None:
         # Paddle may have been imported since start(), and have brought its version and a signal handler of its own.

@@ -79,19 +79,20 @@ class Norm:
             return method(*arguments, **options)
         paddle = self._paddle
         real = self._sqrt = paddle.sqrt
-        self._listening = get_ident()
+        self._last, self._listening = None, get_ident()
         paddle.sqrt = self._tap
         try:
-            return method(*arguments, **options)
+            result = method(*arguments, **options)
         finally:
             self._listening = 0
             if paddle.sqrt is self._tap:
                 paddle.sqrt = real
-            last, self._last = self._last, None
-            if last is not None:
-                self.offer(last)
-            elif arguments and arguments[0]:
-                say_once("the gradients' norm is not seen: this Paddle's clip makes it without paddle.sqrt()")
+        if self._last is not None:
+            self.offer(self._last)
+            self._last = None
+        elif arguments and arguments[0]:
+            say_once("the gradients' norm is not seen: this Paddle's clip makes it without paddle.sqrt()")
+        return result
 
     def _call_sqrt(self, *arguments: Any, **options: Any) -> Any:
         result = self._sqrt(*arguments, **options)

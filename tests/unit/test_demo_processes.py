@@ -1,0 +1,94 @@
+"""Nothing may survive the demo: processes end with their parent, on request, and by the mark they carry."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import SOURCES
+
+from paddle_exporter.demo import processes
+
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+
+
+def gone(pid, seconds=5.0):
+    """Whether the process ends in time; a zombie has ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                if file.read().rpartition(")")[2].split()[0] == "Z":
+                    return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def wait_for(path, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if path.exists() and path.read_text():
+            return path.read_text()
+        time.sleep(0.02)
+    raise AssertionError(f"{path} stayed empty")
+
+
+@pytest.mark.parametrize("survive", [False, True])
+def test_a_child_ends_with_its_parent_even_if_that_is_killed(tmp_path, survive):
+    script = (
+        "import sys, time; from pathlib import Path; from paddle_exporter.demo.processes import spawn\n"
+        f"child = spawn(['sleep', '60'], Path(sys.argv[1]) / 'log', survive={survive})\n"
+        "(Path(sys.argv[1]) / 'pid').write_text(str(child.pid)); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env={**os.environ, "PYTHONPATH": SOURCES})
+    pid = int(wait_for(tmp_path / "pid"))
+    parent.kill()
+    parent.wait()
+    try:
+        assert gone(pid, 0.5 if survive else 5.0) is not survive
+    finally:
+        if survive:
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_child_that_ignores_sigterm_is_killed(tmp_path):
+    child = processes.spawn([sys.executable, "-c", STUBBORN], tmp_path / "log")
+    wait_for(tmp_path / "log")
+    processes.end(child, patience=0.3)
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_a_child_that_listens_ends_at_once(tmp_path):
+    child = processes.spawn(["sleep", "60"], tmp_path / "log")
+    processes.end(child)
+    assert child.returncode == -signal.SIGTERM
+    processes.end(child)  # it has ended: nothing to do
+
+
+def test_orphans_are_found_by_their_mark(tmp_path):
+    environment = {**os.environ, "DEMO_MARK": str(tmp_path)}
+    command = ["sh", "-c", f"setsid sleep 60 & echo $! > {tmp_path}/pid"]  # its parent ends, its session is its own
+    processes.spawn(command, tmp_path / "log", environment=environment).wait()
+    pid = int(wait_for(tmp_path / "pid"))
+    assert pid in processes.marked("DEMO_MARK", str(tmp_path))
+    assert not processes.marked("DEMO_MARK", str(tmp_path)[:-1])
+    processes.kill_marked("DEMO_MARK", str(tmp_path))
+    assert gone(pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_become_an_exception_that_cleaning_up_is_not_disturbed_by(number):
+    before = signal.getsignal(number)
+    with processes.ended_by_signals():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+        with processes.undisturbed():
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
