@@ -98,9 +98,9 @@ def archive(path, tmp_path):
     control.parent.mkdir()
     control.write_text("Package: both\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.org>\nDescription: x\n")
     deb = tmp_path / "both.deb"
-    subprocess.run([shutil.which("dpkg-deb", path=os.defpath), "-b", tree, deb], check=True, capture_output=True)
     for name in ("dpkg-deb", "tar", "rm"):
         (path / name).symlink_to(shutil.which(name, path=os.defpath))
+    subprocess.run(["dpkg-deb", "-b", tree, deb], check=True, capture_output=True)
     put(path, "apt-cache", "exit 1")
     put(path, "apt-get", f'case "$*" in *download*) cp {deb} . ;; esac')
     return path

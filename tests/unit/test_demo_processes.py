@@ -9,8 +9,8 @@ import sys
 import time
 
 import pytest
-from conftest import SOURCES
 
+from conftest import SOURCES
 from paddle_exporter.demo import processes
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -87,8 +87,7 @@ def test_signals_become_an_exception_that_cleaning_up_is_not_disturbed_by(number
     before = signal.getsignal(number)
     with processes.ended_by_signals():
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-            time.sleep(1)
+            signal.raise_signal(number)
         with processes.undisturbed():
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before

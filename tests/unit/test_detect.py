@@ -130,6 +130,16 @@ def test_z_is_0_during_warm_up_and_large_at_a_jump():
     assert detector.z > 20
 
 
+@pytest.mark.parametrize("outliers", [1, 5])
+def test_outliers_do_not_move_the_averages(outliers):
+    clean, hit = SpikeDetector(), SpikeDetector()
+    clean.update(noisy(200))
+    hit.update(noisy(200) + [20.0] * outliers)
+    clean.update([2.1])
+    hit.update([2.1])
+    assert hit.z == clean.z != 0.0
+
+
 def test_memory_is_constant():
     detector = SpikeDetector()
     detector.update(noisy(100))

@@ -192,6 +192,13 @@ def test_random_words_in_the_header_are_an_error_or_a_commit(good, put, data):
     assert reason in REASONS if values is None else sane(values, good_values)
 
 
+@pytest.mark.parametrize("bit", range(64))
+def test_a_flipped_bit_of_the_run_state_is_told(good, put, bit):
+    raw = bytearray(good)
+    raw[80 + bit // 8] ^= 1 << bit % 8
+    assert outcome(put(bytes(raw))) == (None, "corrupted")
+
+
 def with_journal(good, *bodies):
     """The page with a journal of ``bodies``, each with a right length and checksum."""
     raw = bytearray(good)

@@ -283,6 +283,14 @@ def test_a_client_has_a_limited_time_in_all(serving, connected, monkeypatch):
     assert time.monotonic() - before < 2.0
 
 
+def test_a_silent_client_is_sent_away_after_its_time(serving, connected, monkeypatch):
+    monkeypatch.setattr(serve, "TIMEOUT", 0.3)
+    connection = connected(serving())
+    before = time.monotonic()
+    assert until_closed(connection) == b""
+    assert 0.2 < time.monotonic() - before < 2.0
+
+
 def test_connections_leave_no_open_file(serving):
     endpoint = serving()
     scraped(endpoint)
