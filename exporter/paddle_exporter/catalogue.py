@@ -28,7 +28,7 @@ NOT_A_STEP = ("checkpoint", "eval")
 DROP_REASONS = ("not_a_number", "invalid_name", "too_many", "unread")
 """Values of the label ``reason`` of paddle_exporter_dropped_scalars_total."""
 
-STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+STEP_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 """Upper bounds in seconds: from a toy model's step to one with gradient accumulation over a slow network."""
 
 

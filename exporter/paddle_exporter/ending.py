@@ -59,15 +59,19 @@ def watch(current: Callable[[], Run | None]) -> None:
 
 
 def mark_sigterm(page: Path) -> None:
-    """From now on a SIGTERM leaves the main thread's stack beside ``page``; a file that is not empty says it came."""
+    """From now on a SIGTERM leaves the main thread's stack beside ``page``; a file that is not empty says it came.
+
+    Called again when Paddle was imported after the start: it has a handler of its own, which ours must come before.
+    """
     global _marker
     if threading.current_thread() is not threading.main_thread() or not hasattr(faulthandler, "register"):
         return
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         marker = os.fdopen(os.open(page.with_suffix(SIGTERM_SUFFIX), flags, 0o600), "w")
-        # Anew each time: Paddle installs a handler of its own when it is imported.
-        faulthandler.unregister(signal.SIGTERM)
+        handler = signal.getsignal(signal.SIGTERM)
+        if faulthandler.unregister(signal.SIGTERM) and handler not in (None, signal.SIG_DFL):
+            signal.signal(signal.SIGTERM, handler)  # the user's, put in place since then
         faulthandler.register(signal.SIGTERM, file=marker, all_threads=False, chain=True)
         _marker = marker
 

@@ -210,6 +210,12 @@ class PageWriter:
         if number == self._number:  # else a thread that came later has more to publish
             self._words[SEQUENCE] = number
 
+    def committed(self, slot: int) -> float:
+        """The value that ``slot`` had in the newest commit; NaN if it was not in use yet."""
+        bank = self._views[self._number & BANKS - 1][1]
+        value: float = bank[slot] if slot < bank[1] else float("nan")
+        return value
+
     def copy(self, at: int, length: int) -> bytes:
         """``length`` bytes of the page from ``at``: how this process reads its own page, which may have no file."""
         return bytes(self._memory[at : at + length])
@@ -243,4 +249,7 @@ def create_page(directories: Sequence[Path], name: str, info: Mapping[str, Any])
 def default_directories() -> tuple[Path, ...]:
     """Where pages go unless told otherwise: memory first, then the temporary directory."""
     name = f"paddle-exporter-{os.geteuid()}"
-    return (Path("/dev/shm") / name, Path(tempfile.gettempdir()) / name)
+    directories = [Path("/dev/shm") / name]
+    with contextlib.suppress(OSError):  # no temporary directory can be written
+        directories.append(Path(tempfile.gettempdir()) / name)
+    return tuple(directories)

@@ -151,17 +151,19 @@ class Recorder(ValueStore):
         try:
             total = sum(numbers, 0.0) if layout.plain else NAN
             plain = total.__class__ is float and total - total == 0.0
-            if plain:
+        except Exception:  # what is no number may raise anything
+            plain = False
+        if plain:
+            try:
                 if layout.pack is not None:
                     layout.pack(values, layout.offset, *numbers)
                 else:
                     for slot, number in zip(layout.slots, numbers):
                         values[slot] = number
-        except Exception:  # what is no number may raise anything
-            plain = False
-            for slot in layout.slots:  # pack clears them before it begins
-                if slot > 0:
-                    values[slot] = NAN
+            except Exception:  # it passed for a number in the sum, and is none; pack has cleared its slots by then
+                plain = False
+                for slot in layout.slots:
+                    values[slot] = self._page.committed(slot)
         if plain:
             for slot, pending in layout.watched:
                 pending.append(values[slot])

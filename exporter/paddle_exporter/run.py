@@ -113,6 +113,7 @@ class Run(Recorder):
 
     def _finish(self, state: str, facts: Mapping[str, str]) -> None:
         known = self.identity.info()
+        interrupt: BaseException | None = None
         for part in (
             self._last_words,
             lambda: self._page.set_state(state),
@@ -126,6 +127,10 @@ class Run(Recorder):
                 part()
             except Exception:
                 log.warning("a part of the run's end failed", exc_info=True)
+            except BaseException as error:  # Ctrl-C while it waits: the rest is done all the same
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     def __enter__(self) -> Run:
         return self
@@ -218,9 +223,10 @@ class Run(Recorder):
             endpoint.wait_for_scrape(now, min(self.settings.linger, 1.5 * endpoint.interval + 1.0))
 
     def _first_step(self) -> None:
-        # Paddle may have been imported since start(), and have brought its version and a signal handler of its own.
-        if self.page is not None:
-            self._page.describe({"paddle": paddle_version()})
+        # Paddle was imported since start(), and has brought its version and a signal handler of its own.
+        version = paddle_version()
+        if self.page is not None and version != self.identity.facts["paddle"]:
+            self._page.describe({"paddle": version})
             ending.mark_sigterm(self.page)
 
 

@@ -75,7 +75,7 @@ class ScalarTable:
         self.nonfinite: dict[int, int] = {}  # slot -> slot of its counter of non-finite values
         self.pending: dict[str, list[float]] = {name: [] for name in slots.WATCHED}
         self.layouts: dict[Kind, dict[tuple[str, ...], Layout]] = {STEP: {}, LOG: {}, EVAL: {}}
-        self._counters = {name: slots.number(catalogue.NONFINITE.name, name) for name in slots.WATCHED}
+        self._counters = {name: slots.number(catalogue.NONFINITE.name, name) for name in slots.KNOWN_NONFINITE}
         self._page = page
         self._max_scalars = max_scalars
         self._warn = warn

@@ -16,6 +16,9 @@ FIRST = 2
 WATCHED = ("loss", "grad_norm")
 """Scalars of training that have a spike detector."""
 
+KNOWN_NONFINITE = (*WATCHED, "learning_rate", "loss_scale", "eval/loss")
+"""Scalars whose non-finite values are counted from the start; those of other names from their first use."""
+
 # Known series exist from the start, at 0; what has no value yet is NaN, and absent from a scrape.
 ZEROS: list[tuple[str, ...]] = [
     (catalogue.STEPS.name,),  # from here to _last_step: what every step changes, in one store
@@ -32,7 +35,7 @@ ZEROS: list[tuple[str, ...]] = [
     (catalogue.CHECKPOINT_SECONDS.name,),
     *((catalogue.DROPPED_SCALARS.name, reason) for reason in DROP_REASONS),
     *((catalogue.SPIKES.name, name) for name in WATCHED),
-    *((catalogue.NONFINITE.name, name) for name in WATCHED),
+    *((catalogue.NONFINITE.name, name) for name in KNOWN_NONFINITE),
     ("_start",),
     ("_clock",),
     ("_mark_time",),  # throughput is taken since the mark before the last one

@@ -1,4 +1,4 @@
-"""Rules, their tests, their runbooks and the configurations: valid by the real tools, and in keeping with each other."""
+"""Rules, their tests and runbooks, configurations: valid by the real tools, and in keeping with each other."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tools import binary
 
 from paddle_exporter import catalogue
+from tools import binary
 
 ROOT = Path(__file__).resolve().parents[2]
 ALERTS = ROOT / "alerts"
@@ -164,7 +164,7 @@ def test_readme_has_the_thresholds_of_every_alert():
 
 def _known():
     """Names of all series that there can be, with their labels."""
-    known = {name: TARGET_LABELS for name in OF_TARGETS}
+    known = dict.fromkeys(OF_TARGETS, TARGET_LABELS)
     for metric in catalogue.metrics():
         labels = {*metric.labels, *TARGET_LABELS}
         if metric.kind == catalogue.HISTOGRAM:
@@ -193,7 +193,7 @@ def _check(expression):
         unknown = {name.strip() for name in names.split(",") if name.strip()} - set().union(*KNOWN.values())
         assert not unknown, f"no metric has a label {unknown}"
     rest = re.sub(r"\{[^}]*\}|\[[^]]*\]|\boffset\s+\w+", " ", _LABEL_LIST.sub(" ", plain))
-    read = {name for name in re.findall(r"(?<![\w.])[a-zA-Z_:][\w:]*(?!\s*\()(?![\w:])", rest)} - _WORDS
+    read = set(re.findall(r"(?<![\w.])[a-zA-Z_:][\w:]*(?!\s*\()(?![\w:])", rest)) - _WORDS
     assert read <= set(KNOWN), f"unknown metrics {read - set(KNOWN)}"
     return read
 

@@ -1,4 +1,4 @@
-"""The demo as people run it: real Paddle, Prometheus and Alertmanager, healthy and with each fault; nothing survives."""
+"""The demo as people run it: real Paddle, Prometheus, Alertmanager; healthy and with each fault; nothing survives."""
 
 from __future__ import annotations
 

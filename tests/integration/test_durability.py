@@ -309,7 +309,7 @@ def test_old_pages_of_dead_processes_are_taken_away_and_those_of_living_ones_are
     dead.kill()
     dead.wait()
     os.utime(page, (1, 1))
-    third = child(STARTED + SLEEP)
+    third = child(STARTED + SLEEP, PADDLE_EXPORTER_PAGE_RETENTION="0")
     assert third.stdout.readline() == "up\n"
     assert {int(path.name.split("-")[1]) for path in page_dir.glob("*.page")} == {living.pid, third.pid}
 

@@ -114,8 +114,8 @@ def test_buckets_are_summed_up():
     families.histogram(catalogue.STEP_DURATION, ["r", "0"], counts, 9.0)
     (family,) = families
     values = {(s.name.rpartition("_")[2], s.labels.get("le")): s.value for s in family.samples}
-    assert values[("bucket", "0.001")] == 1.0
-    assert values[("bucket", "300.0")] == 1.0
+    assert values[("bucket", "0.002")] == 1.0
+    assert values[("bucket", "60.0")] == 1.0
     assert values[("bucket", "+Inf")] == values[("count", None)] == 3.0
     assert values[("sum", None)] == 9.0
 

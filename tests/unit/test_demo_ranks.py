@@ -45,6 +45,15 @@ def test_ranks_are_read_in_order_also_late_ones(rank_of, ranks):
     assert [view.rank for view in ranks.read()] == [0, 1]
 
 
+def test_a_page_that_is_being_made_is_left_for_later(page_dir, rank_of, ranks):
+    unfinished = page_dir / "rank00001-1-1.page"
+    unfinished.touch(mode=0o600)
+    assert ranks.read() == []
+    unfinished.unlink()
+    rank_of(1)
+    assert [view.rank for view in ranks.read()] == [1]
+
+
 def test_what_a_rank_told(rank_of, ranks):
     recorder = rank_of(0)
     for loss in (1.0, 0.5, float("nan")):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-import functools
+import io
 import logging
 import pickle
 import sys
 import threading
 import types
 
+import fake_paddle
 import pytest
+from fake_paddle import Clip, Optimizer, Scaler, Sharding, Tensor
 
-from paddle_exporter.hooks import amp, attach, checkpoint, dataloader, gradclip, wrapping
+from paddle_exporter.hooks import attach, checkpoint, dataloader, gradclip, wrapping
 from paddle_exporter.hooks.optimizer import Watch, chain
 from paddle_exporter.tensors import TensorQueue
 
@@ -23,136 +25,10 @@ SAVES, FAILURES = "paddle_checkpoint_saves_total", "paddle_checkpoint_failures_t
 PHASE = "paddle_train_phase_seconds_total"
 
 
-class Tensor:
-    """One number on the CPU."""
-
-    def __init__(self, value, shape=()) -> None:
-        self.value, self.shape = value, list(shape)
-        self.place = types.SimpleNamespace(is_cpu_place=lambda: True)
-
-    def item(self):
-        return self.value
-
-    def detach(self):
-        return self
-
-    def __mul__(self, other):
-        return Tensor(self.value * other.value)
-
-    def __radd__(self, other):
-        return Tensor(other + self.value)
-
-    def __add__(self, other):
-        return Tensor(self.value + other.value)
-
-
-class Clip:
-    """A clip by global norm: of as many numbers as it is given."""
-
-    def __call__(self, grads):
-        return self._dygraph_clip(grads)
-
-    def _dygraph_clip(self, grads):
-        sys.modules["paddle"].sqrt(Tensor(sum(grads), (1,)))
-        return [sys.modules["paddle"].sqrt(Tensor(0.0, (3, 3))), *grads][1:]
-
-
-class Optimizer:
-    """Updates nothing."""
-
-    def __init__(self, grad_clip=None, groups=()) -> None:
-        self._grad_clip = grad_clip
-        self._param_groups = list(groups)
-        self._auxiliary_vars = {}
-        self.grads = [9.0, 16.0]
-        self.updates = 0
-
-    def step(self) -> None:
-        for group in self._param_groups or [{"grad_clip": self._grad_clip}]:
-            self._apply_optimize(group["grad_clip"])
-
-    def minimize(self, loss) -> str:
-        self._apply_optimize(self._grad_clip)
-        return loss
-
-    def _apply_optimize(self, clip) -> None:
-        if clip is not None:
-            clip(self.grads)
-        self.updates += 1
-
-    def get_lr(self) -> float:
-        return 0.5
-
-
-class Sharding:
-    """Calls nothing of the optimizer it wraps but ``_apply_optimize``."""
-
-    def __init__(self, optimizer) -> None:
-        self._inner_opt = optimizer
-
-    def step(self) -> None:
-        self._inner_opt._apply_optimize(self._inner_opt._grad_clip)
-
-
-class Loader:
-    def __init__(self, batches) -> None:
-        self.batches = batches
-
-    def __iter__(self):
-        return _DataLoaderIterSingleProcess(self.batches)
-
-
-class _DataLoaderIterSingleProcess:
-    def __init__(self, batches) -> None:
-        self.batches = iter(batches)
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        batch = next(self.batches)
-        if isinstance(batch, Exception):
-            raise batch
-        return batch() if callable(batch) else batch
-
-
 @pytest.fixture
 def paddle(monkeypatch):
-    """A small Paddle, into which nothing was hooked yet."""
-    loaded = types.ModuleType("paddle")
-    loaded.dynamic = True
-    loaded.in_dynamic_mode = lambda: loaded.dynamic
-    loaded.sqrt = lambda x: Tensor(x.value**0.5, x.shape)
-    loaded.no_grad = lambda: threading.Lock()  # any context
-    loaded.nn = types.SimpleNamespace(utils=types.ModuleType("paddle.nn.utils"))
-    loaded.nn.utils.clip_grad_norm_ = lambda parameters, max_norm, norm_type=2.0: parameters
-    loaded.save = lambda obj, path: obj(path) if callable(obj) else None
-    loaded.distributed = types.ModuleType("paddle.distributed")
-    loaded.distributed.save_state_dict = lambda obj, path: loaded.save(obj, path)
-    loader = type("DataLoader", (Loader,), {"__iter__": Loader.__iter__})
-    single = type("Single", (_DataLoaderIterSingleProcess,), {"__next__": _DataLoaderIterSingleProcess.__next__})
-    monkeypatch.setattr(sys.modules[__name__], "_DataLoaderIterSingleProcess", single)
-    iterators = types.ModuleType("paddle.io.dataloader.dataloader_iter")
-    iterators._DataLoaderIterSingleProcess = iterators._DataLoaderIterMultiProcess = single
-    loaded.io = types.ModuleType("paddle.io")
-    loaded.io.DataLoader = loader
-    loaded.io.dataloader = types.ModuleType("paddle.io.dataloader")
-    loaded.io.dataloader.dataloader_iter = iterators
-    for module in (loaded, loaded.distributed, loaded.io, loaded.io.dataloader, iterators, loaded.nn.utils):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(sys.modules, "paddle.nn", loaded.nn)
-    for hook in (checkpoint, dataloader, gradclip):
-        monkeypatch.setattr(hook, "_installed", False)
-    monkeypatch.setattr(checkpoint, "_saves", None)
-    monkeypatch.setattr(dataloader, "_run", None)
-    monkeypatch.setattr(gradclip, "_current", None)
-    monkeypatch.setattr(attach, "_loop", None)
-    return loaded
-
-
-@pytest.fixture(autouse=True)
-def _say_again(monkeypatch):
-    monkeypatch.setattr(wrapping, "_said", set())
+    """A small Paddle."""
+    return fake_paddle.install(monkeypatch)
 
 
 # --- who counts -----------------------------------------------------------------------------------------------
@@ -194,6 +70,18 @@ def test_what_a_loop_tells_itself_is_not_told_again(paddle, recorder, scrape):
     assert (seen(RATE), seen(NORM)) == (0.25, 1.0)
 
 
+def test_a_loop_that_begins_to_count_is_not_counted_for_from_then_on(paddle, recorder, scrape, caplog):
+    optimizer = Optimizer()
+    attach.attach(recorder, optimizer=optimizer)
+    for _ in range(3):
+        optimizer.step()
+    recorder.step()
+    for _ in range(3):
+        optimizer.step()
+    assert scrape(recorder)(STEPS) == 4
+    assert "step() is called beside attach()" in caplog.text
+
+
 def test_a_callback_that_counts_is_not_counted_for(paddle, recorder, scrape):
     optimizer = Optimizer()
     loop = attach.attach(recorder, optimizer=optimizer, counts=False)
@@ -222,22 +110,6 @@ def test_building_a_program_is_no_update(paddle, recorder, scrape):
     paddle.dynamic = True
     recorder._last_words()
     assert scrape(recorder)(STEPS) == 0
-
-
-def test_an_evaluation_between_the_first_two_updates_is_no_part_of_a_step(paddle, recorder, scrape, monkeypatch):
-    clock = iter(range(0, 1000, 10))
-    for module in ("recorder", "phases", "hooks.attach"):
-        monkeypatch.setattr(f"paddle_exporter.{module}.monotonic", lambda: float(next(clock)))
-    optimizer = Optimizer()
-    attach.attach(recorder, optimizer=optimizer)
-    optimizer.step()  # at 0
-    with recorder.phase("eval"):  # 10 to 20
-        pass
-    optimizer.step()  # the first one's step at 30, then at 40 or so
-    seen = scrape(recorder)
-    assert seen("paddle_train_step_duration_seconds_count") == 1
-    assert seen("paddle_train_step_duration_seconds_sum") % 10 == 0
-    assert 10 <= seen("paddle_train_step_duration_seconds_sum") <= 70 - 10
 
 
 # --- what is watched ------------------------------------------------------------------------------------------
@@ -285,14 +157,13 @@ def test_an_error_of_the_optimizer_is_the_loops_and_the_next_update_counts(paddl
 def test_errors_of_ours_are_said_once_and_never_raised(paddle, recorder, caplog):
     optimizer = Optimizer()
     loop = attach.attach(recorder, optimizer=optimizer)
-    loop._values = lambda _: 1 / 0
+    loop._values = lambda _: int(f"not a number {optimizer.updates}")
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             optimizer.step()
     assert optimizer.updates == 3
-    assert [record.message for record in caplog.records].count(
-        "a hook does not work here, training goes on: Loop.after: ZeroDivisionError('division by zero')"
-    ) == 1
+    (said,) = [record.message for record in caplog.records]
+    assert said.startswith("a hook does not work here, training goes on: Loop.after: ValueError(")
 
 
 def test_a_wrapped_method_survives_copies_and_pickles_of_its_owner():
@@ -396,13 +267,7 @@ def test_other_threads_roots_are_not_the_norm(paddle, recorder, scrape):
             other.join()
             return result
 
-    class Last(Busy):
-        def _dygraph_clip(self, grads):
-            result = Busy._dygraph_clip(self, grads)
-            paddle.sqrt(Tensor(sum(grads), ()))
-            return result
-
-    optimizer = Optimizer(Last())
+    optimizer = Optimizer(Busy())
     attach.attach(recorder, optimizer=optimizer)
     optimizer.step()
     assert scrape(recorder)(NORM) == 5.0
@@ -443,25 +308,6 @@ def test_the_norm_of_the_function_is_the_next_updates(paddle, recorder, scrape):
 
 
 # --- mixed precision ------------------------------------------------------------------------------------------
-
-
-class Scaler:
-    """A scaler whose flag and scale are what the test says."""
-
-    _enable = True
-
-    def __init__(self) -> None:
-        self._scale = Tensor(1024.0, (1,))
-        self._cache_found_inf = None
-
-    def step(self, optimizer) -> None:
-        optimizer.step()
-
-    def update(self) -> None:
-        pass
-
-    def minimize(self, optimizer, loss):
-        return optimizer.minimize(loss)
 
 
 class OnDevice(Tensor):
@@ -587,14 +433,17 @@ def test_saves_are_grouped_by_steps(paddle, recorder, scrape):
     paddle.distributed.save_state_dict(save, path="folder")
     assert scrape(recorder)(SAVES) == 2
     recorder.step()
-    for _ in range(2):
-        with pytest.raises(OSError, match="no space"):
-            paddle.save(save, "full")
-    paddle.save(save, "net.pdparams")  # and again, with room
+    for path in ("full", "net.pdparams", "full"):  # a second try succeeds, another file does not
+        if path == "full":
+            with pytest.raises(OSError, match="no space"):
+                paddle.save(save, path)
+        else:
+            paddle.save(save, path)
     seen = scrape(recorder)
     assert (seen(SAVES), seen(FAILURES)) == (3, 2)
     assert phases == [["checkpoint"]] * len(phases)
-    paddle.save(None, bytearray())
+    recorder.step()
+    paddle.save(None, io.BytesIO())
     assert scrape(recorder)(SAVES) == 3
 
 
@@ -660,5 +509,3 @@ def test_names_and_docstrings_of_replaced_functions_stay(paddle, recorder):
     checkpoint.follow(recorder)
     assert (paddle.save.__name__, paddle.save.__doc__, paddle.save.__wrapped__) == ("save", "Save.", save)
     assert isinstance(paddle.save, types.FunctionType)
-    assert functools.WRAPPER_ASSIGNMENTS
-    assert amp.ScalerWatch.__doc__

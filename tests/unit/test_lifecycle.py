@@ -322,6 +322,27 @@ def test_the_end_waits_at_most_the_linger_time(start):
     assert 0.4 < time.monotonic() - before < 2.0
 
 
+def test_an_interrupt_while_the_end_waits_leaves_no_target_behind(child, tmp_path, read, only_page):
+    process = child(
+        "import paddle_exporter, time, urllib.request\n"
+        "run = paddle_exporter.start()\n"
+        "header = {'X-Prometheus-Scrape-Timeout-Seconds': '10'}\n"
+        "for i in range(2):\n"
+        "    urllib.request.urlopen(urllib.request.Request(run.url, headers=header), timeout=5).read()\n"
+        "    time.sleep(3 - 3 * i)\n"
+        "print('up', flush=True)\n"
+        "run.finish()\n",
+        PADDLE_EXPORTER_LINGER="60",
+        PADDLE_EXPORTER_TARGETS_DIR=str(tmp_path / "t"),
+    )
+    assert process.stdout.readline() == "up\n"
+    while read(only_page()).state != "finished":
+        pass
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=5)
+    assert list((tmp_path / "t").iterdir()) == []
+
+
 # --- forked children --------------------------------------------------------------------------------------------
 
 

@@ -46,7 +46,7 @@ class Job:
         self._process = processes.spawn(
             [*launch, "--log_dir", str(self._logs), *script],
             self._launcher_log,
-            environment=_environment(environ(), self._settings(), ranks),
+            environment=_environment(environ(), self._settings()),
             folder=folder,
         )
         self.began = time.monotonic()
@@ -101,11 +101,10 @@ class Job:
             processes.kill_marked(f"{PREFIX}RUN", self.run)
 
 
-def _environment(ours: Mapping[str, str], settings: Mapping[str, str], ranks: int) -> dict[str, str]:
+def _environment(ours: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
     """The environment of the job: ours, without what another launcher or exporter left in it."""
     environment = {name: value for name, value in ours.items() if not name.startswith("PADDLE_")}
-    # A small model is fastest with one thread a rank; many threads on few cores wait for one another.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, min(4, (os.cpu_count() or 1) // ranks))))
+    environment["OMP_NUM_THREADS"] = "1"  # more threads than idle cores make a small model's step ten times as long
     root = _PACKAGE.parent
     if root.name not in ("site-packages", "dist-packages"):  # a checkout, which the ranks may not know
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), ours.get("PYTHONPATH", ""))))

@@ -60,7 +60,7 @@ class Norm:
         self._wrapped, self.clip = [], self
 
     def offer(self, tensor: Any) -> None:
-        """A norm was computed."""
+        """A norm was computed: a tensor of one number."""
         self.seen = True
         self._found.append(tensor)
 
@@ -68,9 +68,9 @@ class Norm:
         """The norm since it was last taken, as a tensor; None if there was none."""
         if not self._found:
             return None
-        found, self._found = [norm for norm in self._found if norm.shape in _ONE], []
-        if len(found) < 2:
-            return found[0] if found else None
+        found, self._found = self._found, []
+        if len(found) == 1:
+            return found[0]
         with self._paddle.no_grad():  # parameter groups are clipped one by one
             return self._paddle.sqrt(sum(norm * norm for norm in found))
 
@@ -96,7 +96,7 @@ class Norm:
 
     def _call_sqrt(self, *arguments: Any, **options: Any) -> Any:
         result = self._sqrt(*arguments, **options)
-        if get_ident() == self._listening:
+        if get_ident() == self._listening and getattr(result, "shape", None) in _ONE:
             self._last = result
         return result
 

@@ -22,22 +22,23 @@ Around = Callable[[str, Callable[..., Any], "tuple[Any, ...]", "dict[str, Any]"]
 _said: set[str] = set()
 
 
-def say_once(message: str) -> None:
-    """Log a warning the first time it is given."""
-    if message not in _said:
-        _said.add(message)
+def say_once(message: str, subject: str = "") -> None:
+    """Log a warning, the first one about ``subject``, which is the message itself if none is given."""
+    if (subject or message) not in _said:
+        _said.add(subject or message)
         log.warning("%s", message)
 
 
 def quiet(function: Function) -> Function:
-    """``function``, whose errors are logged, once each, and never raised; it returns None then."""
+    """``function``, whose errors are logged, the first of each type, and never raised; it returns None then."""
 
     @functools.wraps(function)
     def safe(*arguments: Any, **options: Any) -> Any:
         try:
             return function(*arguments, **options)
         except Exception as error:
-            say_once(f"a hook does not work here, training goes on: {function.__qualname__}: {error!r}")
+            name = function.__qualname__
+            say_once(f"a hook does not work here, training goes on: {name}: {error!r}", f"{name} {type(error)}")
             return None
 
     return cast("Function", safe)

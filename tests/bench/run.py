@@ -1,0 +1,146 @@
+"""What recording costs, beside what others cost: ``make bench``, or ``make bench ARGS=--quick``.
+
+Absolute times are this machine's; ratios, of things that took turns in one run, are what the budgets are about.
+Each part runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+PARTS = {"step": "steps", "sink": "sinks", "import": "imports", "scrape": "scrapes", "training": "training"}
+PATIENCE = 170.0  # seconds that a part may take
+
+
+def main() -> int:
+    """Run the parts that were asked for, print their lines, and write them to a file."""
+    options = _options()
+    if options.part:
+        module = importlib.import_module(PARTS[options.part])
+        Path(options.json).write_text(json.dumps([line.as_json() for line in module.measure(options.quick)]))
+        return 0
+    print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {_processor()}")
+    lines: list[dict[str, Any]] = []
+    for part in options.only:
+        found = _run(part, options.quick)
+        print(f"\n{part:<53} {'median':>10} {'least':>10}   ratio")
+        for line in found:
+            print(_text(line), flush=True)
+        lines += found
+    if options.json:
+        about = {"python": platform.python_version(), "processor": _processor(), "cpus": os.cpu_count()}
+        Path(options.json).write_text(json.dumps({**about, "quick": options.quick, "lines": lines}, indent=2) + "\n")
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="in under 40 seconds, and less exact")
+    parser.add_argument("--only", type=_parts, default=list(PARTS), metavar="A,B", help=f"some of: {', '.join(PARTS)}")
+    parser.add_argument("--json", metavar="FILE", help="write the lines there")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # what the process of a part is told
+    return parser.parse_args()
+
+
+def _parts(text: str) -> list[str]:
+    wanted = text.split(",")
+    if not set(wanted) <= set(PARTS):
+        raise argparse.ArgumentTypeError(f"some of: {', '.join(PARTS)}")
+    return [part for part in PARTS if part in wanted]
+
+
+def _run(part: str, quick: bool) -> list[dict[str, Any]]:
+    """The lines of ``part``; one that says why, where it did not come to an end."""
+    directory = Path(tempfile.mkdtemp(prefix="paddle-exporter-bench-"))
+    answer = directory / "lines.json"
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("PADDLE_", "WANDB_"))}
+    command = [sys.executable, "-W", "ignore", __file__, "--part", part, "--json", str(answer)]
+    child = subprocess.Popen(
+        [*command, "--quick"] if quick else command,
+        cwd=directory,
+        env={**ours, "TMPDIR": str(directory), "HOME": str(directory)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = child.communicate(timeout=PATIENCE)
+        why = (output.strip().splitlines() or ["no reason given"])[-1]
+    except subprocess.TimeoutExpired:
+        why = f"it took more than {PATIENCE:.0f} s"
+    finally:
+        _end(child)
+    try:
+        return json.loads(answer.read_text())
+    except (OSError, ValueError):
+        return [{"part": part, "what": "the whole part", "skipped": why}]
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _end(child: subprocess.Popen) -> None:
+    """End what is left of ``child``'s session: services that a sink started, or all of it."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except OSError:
+        return
+    child.wait()
+
+
+def _text(line: dict[str, Any]) -> str:
+    if line.get("skipped"):
+        return f"  {line['what']:<51} skipped: {line['skipped'][:100]}"
+    text = f"  {line['what']:<51} {line['median']:7.2f} {line['unit']} {line['minimum']:7.2f} {line['unit']}"
+    percent = line["ratio"] is not None and line["part"] == "training"
+    if percent:
+        off = 1.0 if line["ratio"] > 0.5 else 0.0
+        text += f"   {_percent(line['ratio'] - off)} of {line['reference']}"
+        if line["low"] is not None:
+            text += f" ({_percent(line['low'] - off)} to {_percent(line['high'] - off)})"
+    elif line["ratio"] is not None:
+        text += f"   {line['ratio']:.3g} of {line['reference']}"
+    if line["limit"] is not None:
+        text += f"   budget {_budget(line)}: {_verdict(line)}"
+    return text + (f"   ({line['note']})" if line["note"] else "")
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * ratio:+.3f} %"
+
+
+def _budget(line: dict[str, Any]) -> str:
+    if line["part"] == "training":
+        return _percent(line["limit"] - 1.0)
+    return f"{line['limit']:g}" + ("" if line["judged"] == "ratio" else f" {line['unit']}")
+
+
+def _verdict(line: dict[str, Any]) -> str:
+    if line["held"]:
+        return "held"
+    if line["part"] == "training":
+        return f"missed by {(line['ratio'] - 1.0) / (line['limit'] - 1.0):.1f}x"
+    return f"missed by {line['excess']:.2g}x"
+
+
+def _processor() -> str | None:
+    try:
+        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        return models[0].partition(":")[2].strip()
+    except (OSError, IndexError):
+        return platform.processor() or None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
