@@ -14,9 +14,10 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Callable, Iterator
+from typing import IO, TYPE_CHECKING, Any, Callable
 
 from .page import SIGTERM_SUFFIX
 
@@ -70,7 +71,8 @@ def mark_sigterm(page: Path) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         marker = os.fdopen(os.open(page.with_suffix(SIGTERM_SUFFIX), flags, 0o600), "w")
         handler = signal.getsignal(signal.SIGTERM)
-        if faulthandler.unregister(signal.SIGTERM) and handler not in (None, signal.SIG_DFL):
+        faulthandler.unregister(signal.SIGTERM)
+        if handler not in (None, signal.SIG_DFL):
             signal.signal(signal.SIGTERM, handler)  # the user's, put in place since then
         faulthandler.register(signal.SIGTERM, file=marker, all_threads=False, chain=True)
         _marker = marker

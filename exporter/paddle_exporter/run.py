@@ -83,9 +83,9 @@ class Run(Recorder):
     ) -> Run:
         """Take steps, data wait, learning rate, gradient norm, loss scale and checkpoints from a hand-written loop.
 
-        Each update of ``optimizer`` is a step, of ``samples`` samples and ``tokens`` tokens on this rank, unless the loop
-        calls ``step`` itself; tell other values with ``log``. ``scaler`` is the ``paddle.amp.GradScaler``, if there is
-        one. A ``paddle.Model`` as ``model`` has both. What this Paddle does not offer is said once.
+        Each update of ``optimizer`` is a step, of ``samples`` samples and ``tokens`` tokens on this rank, unless the
+        loop calls ``step`` itself; tell other values with ``log``. ``scaler`` is the ``paddle.amp.GradScaler``, if
+        there is one. A ``paddle.Model`` as ``model`` has both. What this Paddle does not offer is said once.
         """
         try:
             from .hooks.attach import attach

@@ -13,7 +13,7 @@ from typing import Any, Callable
 AT_MOST = 256
 """Copies under way; a device that is further behind than this has its newer values dropped, and counted."""
 
-_ONE = ([], [1])  # shapes of one number; ``size`` of a Paddle tensor costs 4 us, ``shape`` 0.1
+_ONE: tuple[list[int], ...] = ([], [1])  # shapes of one number; ``size`` of a Paddle tensor costs 4 us, ``shape`` 0.1
 
 Copy = tuple[Any, Callable[[], bool]]
 """A host tensor, and whether its value has arrived."""

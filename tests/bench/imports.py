@@ -14,7 +14,8 @@ CODE: dict[str, str] = {
     OURS: "import paddle_exporter",
     "paddle_exporter started, scraped once": (
         "import os, urllib.request, paddle_exporter\n"
-        "run = paddle_exporter.start(run='bench', page_dir=os.getcwd(), address='127.0.0.1', port=0, linger=0)\n"
+        "where = {'page_dir': os.environ['BENCH_PAGES'], 'address': '127.0.0.1', 'port': 0}\n"
+        "run = paddle_exporter.start(run='bench', linger=0, **where)\n"
         "run.step(loss=1.0)\n"
         "urllib.request.urlopen(run.url).read()"
     ),
@@ -63,9 +64,7 @@ def measure(quick: bool) -> list[Line]:
         limits = LIMITS if what == OURS else {}
         for index, (name, unit) in enumerate((("time", "ms"), ("memory", "MB"))):
             values = [both[index] for both in over]
-            line = Line(
-                "import", f"{what}: {name}", unit, statistics.median(values), min(values), limit=limits.get(unit)
-            )
-            line.low, line.high = interval(values)
+            line = Line("import", f"{what}: {name}", unit, statistics.median(values), min(values))
+            line.limit, (line.low, line.high) = limits.get(unit), interval(values)
             lines.append(line)
     return lines

@@ -19,8 +19,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from timing import Line
+
 PARTS = {"step": "steps", "sink": "sinks", "import": "imports", "scrape": "scrapes", "training": "training"}
 PATIENCE = 170.0  # seconds that a part may take
+MEMORY = "/dev/shm"
 
 
 def main() -> int:
@@ -62,32 +65,32 @@ def _parts(text: str) -> list[str]:
 
 def _run(part: str, quick: bool) -> list[dict[str, Any]]:
     """The lines of ``part``; one that says why, where it did not come to an end."""
-    directory = Path(tempfile.mkdtemp(prefix="paddle-exporter-bench-"))
-    answer = directory / "lines.json"
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("PADDLE_", "WANDB_"))}
-    command = [sys.executable, "-W", "ignore", __file__, "--part", part, "--json", str(answer)]
+    files = Path(tempfile.mkdtemp(prefix="paddle-exporter-bench-"))
+    pages = Path(tempfile.mkdtemp(prefix="paddle-exporter-bench-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
+    answer = files / "lines.json"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PADDLE_", "WANDB_"))}
+    environment.update(TMPDIR=str(files), HOME=str(files), BENCH_PAGES=str(pages))
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), "--part", part, "--json", str(answer)]
     child = subprocess.Popen(
         [*command, "--quick"] if quick else command,
-        cwd=directory,
-        env={**ours, "TMPDIR": str(directory), "HOME": str(directory)},
+        cwd=files,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
+    why = f"it took more than {PATIENCE:.0f} s"
     try:
         output, _ = child.communicate(timeout=PATIENCE)
-        why = (output.strip().splitlines() or ["no reason given"])[-1]
-    except subprocess.TimeoutExpired:
-        why = f"it took more than {PATIENCE:.0f} s"
+        why = (output.strip().splitlines() or [f"it ended with {child.returncode}"])[-1]
+        return json.loads(answer.read_text())
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return [Line(part, "the whole part", skipped=why).as_json()]
     finally:
         _end(child)
-    try:
-        return json.loads(answer.read_text())
-    except (OSError, ValueError):
-        return [{"part": part, "what": "the whole part", "skipped": why}]
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        for directory in (files, pages):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _end(child: subprocess.Popen) -> None:

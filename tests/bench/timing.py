@@ -71,6 +71,8 @@ class Turns:
 
     @staticmethod
     def _fitting(case: Case, block: float) -> int:
+        """How many times fill a block. The first times are no measure: things are made and imported in them."""
+        case(losses(10))
         count = 1
         while True:
             given = losses(count)

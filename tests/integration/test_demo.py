@@ -51,7 +51,13 @@ class Demo:
         command = [sys.executable, "-m", "paddle_exporter.cli", "demo", "--report", str(self.report_file), *arguments]
         self._output = (folder / "output").open("w")
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=self._output, stderr=subprocess.STDOUT, env=environment
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            # a shell's & ignores it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
 
     @property

@@ -124,12 +124,16 @@ def install(monkeypatch) -> types.ModuleType:
     loaded.dynamic = True
     loaded.in_dynamic_mode = lambda: loaded.dynamic
     loaded.sqrt = lambda x: Tensor(x.value**0.5, x.shape)
-    loaded.no_grad = lambda: threading.Lock()  # any context
+    loaded.no_grad = threading.Lock  # any context
     loaded.nn = types.SimpleNamespace(utils=types.ModuleType("paddle.nn.utils"))
     loaded.nn.utils.clip_grad_norm_ = lambda parameters, max_norm, norm_type=2.0: parameters
     loaded.save = lambda obj, path: obj(path) if callable(obj) else None
     loaded.distributed = types.ModuleType("paddle.distributed")
-    loaded.distributed.save_state_dict = lambda obj, path: loaded.save(obj, path)
+
+    def save_state_dict(state_dict, path):
+        return loaded.save(state_dict, path)
+
+    loaded.distributed.save_state_dict = save_state_dict
     single = type("Single", (Batches,), {"__next__": Batches.__next__})
     multi = type("Multi", (Batches,), {"__next__": Batches.__next__})
     loader = type("DataLoader", (Loader,), {"__iter__": lambda self: single(self.batches)})

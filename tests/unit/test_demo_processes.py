@@ -84,10 +84,17 @@ def test_orphans_are_found_by_their_mark(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_become_an_exception_that_cleaning_up_is_not_disturbed_by(number):
-    before = signal.getsignal(number)
+    original = signal.signal(number, signal.SIG_DFL)
     with processes.ended_by_signals():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
         with processes.undisturbed():
             os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is before
+    assert signal.signal(number, original) is signal.SIG_DFL
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    original = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with processes.ended_by_signals():
+        signal.raise_signal(signal.SIGHUP)
+    assert signal.signal(signal.SIGHUP, original) is signal.SIG_IGN

@@ -143,7 +143,15 @@ def test_what_an_error_left_open_is_closed_by_the_next_step(trained, run):
 
 def test_logs_of_all_sorts(trained, run, scrape):
     trained.step()
-    logs = {"loss": 1.5, "learning_rate": 3e-5, "global_norm": 2.5, "mfu": 0.4, "global_step": 9, "note": "x", "ok": True}
+    logs = {
+        "loss": 1.5,
+        "learning_rate": 3e-5,
+        "global_norm": 2.5,
+        "mfu": 0.4,
+        "global_step": 9,
+        "note": "x",
+        "ok": True,
+    }
     trained.send("on_log", logs={**logs, "nothing": None, "train_runtime": 3.0, "many": [1, 2]})
     trained.send("on_log", logs=None)
     seen = scrape(run)

@@ -55,8 +55,8 @@ class RankCollector:
                 errors["version"] += 1
             else:
                 _add_rank(families, rank, now)
-                # A phase counts while it is open, by our clock. What the loop, or the loop's end, then makes of it may be
-                # a little less; a counter that falls would be taken for one that began anew.
+                # A phase counts while it is open, by our clock. What the loop, or its end, then makes of it may be a
+                # little less; a counter that falls would be taken for one that began anew.
                 shown = self._phases.get(page, {})
                 phases[page] = {
                     name: max(value, shown.get(name, 0.0)) for name, value in rank.phases_until(now).items()

@@ -161,12 +161,13 @@ def _conclude(outcome: Outcome, screen: Screen, report: Path | None) -> int:
 
 
 def _show_logs(job: Job, outcome: Outcome, screen: Screen) -> None:
-    for rank in outcome.failed_ranks():
-        screen.say(f"--- the end of rank {rank}'s log", "bold")
-        screen.say(job.log(rank))
-    if not outcome.views:
-        screen.say("--- the end of the launcher's log", "bold")
-        screen.say(job.log(None))
+    ranks = outcome.failed_ranks()
+    logs = {f"rank {rank}'s log": job.rank_log(rank) for rank in ranks[:2]}  # the others' say the same, mostly
+    if not any(logs.values()):
+        logs = {"the launcher's log": job.launcher_log()}
+    for name, lines in logs.items():
+        screen.say(f"--- the end of {name}", "bold")
+        screen.say(lines)
 
 
 def _say_how_to_end(stack: Stack, folder: Path, screen: Screen) -> None:

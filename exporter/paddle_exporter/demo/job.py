@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -82,12 +83,19 @@ class Job:
 
     def urls(self) -> list[str]:
         """Where the ranks serve their metrics now."""
-        found = [target for path in sorted(self._targets.glob("*.json")) for target in json.loads(path.read_text())]
-        return [f"http://{address}/metrics" for target in found for address in target["targets"]]
+        found: list[str] = []
+        for path in sorted(self._targets.glob("*.json")):
+            with contextlib.suppress(FileNotFoundError):  # its rank has ended meanwhile
+                found += [address for target in json.loads(path.read_text()) for address in target["targets"]]
+        return [f"http://{address}/metrics" for address in found]
 
-    def log(self, rank: int | None) -> str:
-        """The end of a rank's log, or of the launcher's."""
-        return tail(self._launcher_log if rank is None else self._logs / f"workerlog.{rank}", 25)
+    def rank_log(self, rank: int) -> str:
+        """The end of a rank's log; "" if it has none."""
+        return tail(self._logs / f"workerlog.{rank}", 25)
+
+    def launcher_log(self) -> str:
+        """The end of the launcher's log, without the whole environment that it writes there, secrets and all."""
+        return "\n".join(line for line in tail(self._launcher_log, 40).splitlines() if not line.startswith("env {"))
 
     def __enter__(self) -> Job:
         return self

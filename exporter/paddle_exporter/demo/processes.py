@@ -89,12 +89,16 @@ def kill_marked(variable: str, value: str, patience: float = 5.0) -> None:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Within, SIGTERM and SIGHUP end this process as Ctrl-C does: by an exception, so that cleaning up happens."""
+    """Within, SIGTERM and SIGHUP end this process as Ctrl-C does: by an exception, so that cleaning up happens.
+
+    What is ignored already (by nohup, by a shell's &) stays so.
+    """
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    previous = {number: signal.signal(number, interrupt) for number in _ENDING}
+    heeded = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import time
+import zlib  # noqa: F401 - Paddle 2.6 brings a zlib of its own, which crashes Python's if it is loaded first
 from pathlib import Path
 from typing import Any
 

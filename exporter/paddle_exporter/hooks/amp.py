@@ -2,8 +2,8 @@
 
 Hooks into ``step``, ``minimize`` and ``update`` of the one scaler. Paddle's optimizers read the flag of an overflow
 themselves and leave it as a bool; where one leaves a tensor, it is read when its copy has arrived. The scale is a
-tensor that is replaced when it changes. So nothing waits for the device here. Tested with paddlepaddle 2.6.2 and 3.3.1, on
-CPU, where Paddle disables a scaler: enabled by force in the tests.
+tensor that is replaced when it changes. So nothing waits for the device here. Tested with paddlepaddle 2.6.2 and
+3.3.1 on the CPU, where Paddle disables a scaler: the tests enable it by force.
 """
 
 from __future__ import annotations

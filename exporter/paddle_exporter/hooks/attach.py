@@ -165,8 +165,9 @@ def attach(
         _loop = Loop(run)
         run._at_end.append(_loop.finish)
     loop = _loop
-    for follow, what in ((dataloader.follow, run), (checkpoint.follow, run), (gradclip.follow, loop.norm)):
-        quiet(follow)(what)  # type: ignore[operator]
+    quiet(dataloader.follow)(run)
+    quiet(checkpoint.follow)(run)
+    quiet(gradclip.follow)(loop.norm)
     if counts is not None:
         loop.counts = counts
     if samples or tokens:

@@ -1,10 +1,10 @@
 """Checkpoints: time, failures, and the phase "checkpoint".
 
-Hooks into ``paddle.save`` and ``paddle.distributed.save_state_dict``. A checkpoint is mostly several files, the model's,
-the optimizer's, the scheduler's: saves with no training step between them are one checkpoint, whose time is the sum and
-whose moment is the last one's. A save inside another is part of it; one into memory is none; every failure counts.
-``paddle.async_save`` is counted where its thread saves. What is written by other means (safetensors, paddle.jit.save) is not
-seen: ``run.checkpoint(seconds)`` tells it. Tested with paddlepaddle 2.6.2 and 3.3.1.
+Hooks into ``paddle.save`` and ``paddle.distributed.save_state_dict``. A checkpoint is mostly several files, the
+model's, the optimizer's, the scheduler's: saves with no training step between them are one checkpoint, whose time is
+the sum and whose moment is the last one's. A save inside another is part of it; one into memory is none; every failure
+counts. ``paddle.async_save`` is counted where its thread saves. What is written by other means (safetensors,
+``paddle.jit.save``) is not seen: ``run.checkpoint(seconds)`` tells it. Tested with paddlepaddle 2.6.2 and 3.3.1.
 """
 
 from __future__ import annotations

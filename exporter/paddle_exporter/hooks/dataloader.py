@@ -1,9 +1,9 @@
 """Time that training waits for data, as the phase "data".
 
 Hooks into ``paddle.io.DataLoader.__iter__`` (starting workers is waiting, too) and ``__next__`` of its two iterators.
-Paddle's own hook for this, ``profiler.timer.benchmark().hooks``, is not told when a loader ends or fails, and would leave
-the phase open; it goes on working beside ours. Loaders that an evaluation reads, inside the phase "eval", are part of that.
-Tested with paddlepaddle 2.6.2 and 3.3.1, 0 and 2 workers, by hand and in hapi.
+Paddle's own hook for this, ``profiler.timer.benchmark().hooks``, is not told when a loader ends or fails, and would
+leave the phase open; it goes on working beside ours. What is read inside the phase "eval" is the evaluation's time.
+Tested with paddlepaddle 2.6.2 and 3.3.1, with 0 and 2 workers, in loops, hapi and Trainers.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The global norm of the gradients, taken from where it is computed anyway: the clipping.
 
-Hooks into ``_dygraph_clip`` of the clip that the watched optimizer has (ClipGradByGlobalNorm, and what fleet, sharding
+Hooks into ``_dygraph_clip`` of the clip that the watched optimizer has (ClipGradByGlobalNorm, or what fleet, sharding
 and MoE put in its place), and into ``paddle.nn.utils.clip_grad_norm_``. A clip returns the gradients only, but each of
-them makes the norm by ``paddle.sqrt`` of one number: that name is ours for the duration of the clip. Nothing is computed
-twice, and ranks that share a norm report the same. Tested with paddlepaddle 2.6.2 and 3.3.1.
+them makes the norm by ``paddle.sqrt`` of one number: that name is ours for the duration of the clip. Nothing is
+computed twice, and ranks that share a norm report the same. Tested with paddlepaddle 2.6.2 and 3.3.1:
+ClipGradByGlobalNorm on 1 and 2 ranks; the clips of fleet, sharding and MoE by their source only.
 
 Without clipping, or with clipping by value or by each tensor's norm, there is no global norm to take.
 """
@@ -74,7 +75,9 @@ class Norm:
         with self._paddle.no_grad():  # parameter groups are clipped one by one
             return self._paddle.sqrt(sum(norm * norm for norm in found))
 
-    def _call_clip(self, _: str, method: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def _call_clip(
+        self, _: str, method: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
         if self._listening:
             return method(*arguments, **options)
         paddle = self._paddle

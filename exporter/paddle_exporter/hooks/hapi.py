@@ -1,7 +1,8 @@
 """The callback for ``paddle.Model``: ``model.fit(..., callbacks=[Callback()])``.
 
-Hooks into ``paddle.callbacks.Callback``; values in its logs are host numbers. Learning rate and gradient norm come from the
-model's optimizer, checkpoints from ``paddle.save``, waits from the DataLoader. Tested with paddlepaddle 2.6.2 and 3.3.1.
+Hooks into ``paddle.callbacks.Callback``; values in its logs are host numbers. Learning rate and gradient norm come from
+the model's optimizer, checkpoints from ``paddle.save``, waits from the DataLoader. Tested with paddlepaddle 2.6.2 and
+3.3.1.
 """
 
 from __future__ import annotations

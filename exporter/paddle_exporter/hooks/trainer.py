@@ -1,7 +1,7 @@
 """The callback for ``Trainer`` of PaddleNLP and PaddleFormers: ``Trainer(..., callbacks=[trainer_callback()])``.
 
-Hooks into ``TrainerCallback``, and through it into the trainer's optimizer and scaler, the DataLoader and ``paddle.save``.
-Tested with paddlenlp 2.8.1 on paddlepaddle 2.6.2 and paddleformers 1.2.0 on paddlepaddle 3.3.1.
+Hooks into ``TrainerCallback``, and through it into the trainer's optimizer and scaler; into the DataLoader and
+``paddle.save``. Tested with paddlenlp 2.8.1 on paddlepaddle 2.6.2 and paddleformers 1.2.0 on paddlepaddle 3.3.1.
 
 A Trainer says when an evaluation and a save end, not when they begin: that is when nothing else is left to do before.
 """
@@ -88,8 +88,9 @@ class _Events:
     @quiet
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **objects: Any) -> None:  # noqa: ARG002
         """Tell the loss, and what else is logged; an evaluation's result comes with ``on_evaluate``."""
+        given: dict[str, Any] = dict(logs or {})
         values = {}
-        for name, value in dict(logs or {}).items():
+        for name, value in given.items():
             known = _NAMES.get(name, name)
             if known not in _LEFT_OUT and not name.startswith(("eval_", "train_")) and _is_number(value):
                 values[known] = value
@@ -110,7 +111,7 @@ class _Events:
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:  # noqa: ARG002
         """Tell the result of an evaluation."""
         self._leave()
-        given = {name.removeprefix("eval_"): value for name, value in dict(metrics or {}).items()}
+        given: dict[str, Any] = {name.removeprefix("eval_"): value for name, value in dict(metrics or {}).items()}
         self.run.eval(**{name: value for name, value in given.items() if name not in _LEFT_OUT and _is_number(value)})
         self._expect(control)
 
@@ -170,7 +171,8 @@ def _class(bases: tuple[type, ...]) -> Callable[..., Any]:
 def trainer_callback(run: Run | None = None, package: str | None = None, tokens: float = 0) -> Any:
     """A callback for the Trainer of ``package``; without one, of those of the packages that are imported.
 
-    ``run`` is told; without one, the active run, started if there is none. ``tokens`` are those of one step on this rank.
+    ``run`` is told; without one, the active run, started if there is none. ``tokens`` are those of one step on this
+    rank.
     """
     names = [package] if package else [name for name in PACKAGES if name in sys.modules]
     bases = []

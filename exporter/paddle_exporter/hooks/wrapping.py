@@ -55,11 +55,13 @@ class Wrapped:
         self._owner = owner
         self._around: Around | None = around
         self._before = vars(owner).get(name)  # somebody's wrapper, put there before ours
-        self._function: Any = getattr(type(owner), name, None)
-        self._method: Any = self._before or MethodType(self._function, owner)
+        function: Any = getattr(type(owner), name, None)
+        self._function = function
+        self._method: Any = self._before or MethodType(function, owner)
         vars(owner)[name] = self
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Call the method, by way of ``around``."""
         if self._around is None:
             return self._method(*arguments, **options)
         return self._around(self.__name__, self._method, arguments, options)

@@ -16,7 +16,7 @@ OVERFLOWS = (2, 3, 7)
 def scaler(**settings):
     """A GradScaler that believes to be on a GPU."""
     tracer = mock.MagicMock()
-    with mock.patch.object(paddle.amp.grad_scaler, "_dygraph_tracer", lambda: tracer):
+    with mock.patch.object(paddle.amp.grad_scaler, "_dygraph_tracer", return_value=tracer):
         made = paddle.amp.GradScaler(init_loss_scaling=1024.0, **settings)
     assert made.is_enable()
     return made
@@ -24,9 +24,8 @@ def scaler(**settings):
 
 def half_precision():
     """``scale`` disables a scaler outside of float16."""
-    return mock.patch.object(
-        paddle.amp.grad_scaler, "amp_global_state", lambda: types.SimpleNamespace(amp_dtype="float16"), create=True
-    )
+    state = types.SimpleNamespace(amp_dtype="float16")
+    return mock.patch.object(paddle.amp.grad_scaler, "amp_global_state", return_value=state, create=True)
 
 
 def train(hooked: bool, name: str, minimize: bool = False, clip_function: bool = False, **settings):

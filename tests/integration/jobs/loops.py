@@ -27,7 +27,7 @@ OPTIMIZERS = {
 }
 
 
-def train(net, optimizer, steps, run=None, scheduler=None, update=None, after=lambda step: None):
+def train(net, optimizer, steps, run=None, *, scheduler=None, update=None, after=lambda step: None):
     """Train, and return what each update's norm and learning rate were, by our count and by the page."""
     rows = []
     for step in range(steps):
@@ -59,7 +59,7 @@ def optimizers() -> None:
             run = start(f"{name}-{hooked}")
             if hooked:
                 run.attach(model=net, optimizer=optimizer, samples=BATCH, tokens=BATCH * 4)
-            rows = train(net, optimizer, 20, run, scheduler)
+            rows = train(net, optimizer, 20, run, scheduler=scheduler)
             digests.append(digest(net))
         report(name, scrape(run), rows=rows, digests=digests)
 

@@ -1,4 +1,4 @@
-"""The hooks' rules, with a Paddle of our own: who counts steps, what is wrapped and unwrapped, and what may go wrong."""
+"""The hooks' rules, with a Paddle of our own: who counts steps, what is wrapped and put back, what may go wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import fake_paddle
 import pytest
 from fake_paddle import Clip, Optimizer, Scaler, Sharding, Tensor
 
-from paddle_exporter.hooks import attach, checkpoint, dataloader, gradclip, wrapping
+from paddle_exporter.hooks import attach, checkpoint, dataloader, wrapping
 from paddle_exporter.hooks.optimizer import Watch, chain
 from paddle_exporter.tensors import TensorQueue
 
