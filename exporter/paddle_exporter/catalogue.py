@@ -6,7 +6,7 @@ from it. Names, labels and kinds are a contract: renaming one is a breaking chan
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 COUNTER = "counter"
 GAUGE = "gauge"
@@ -32,8 +32,7 @@ STEP_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
 """Upper bounds in seconds: from a toy model's step to one with gradient accumulation over a slow network."""
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """One metric: ``name`` as Prometheus shows it, ``help`` with unit and scope, ``labels`` in their order."""
 
     name: str

@@ -20,16 +20,23 @@ class SpikeDetector:
     is followed in clipped steps. Figures on real histories: DESIGN.md.
     """
 
-    MEAN_RATE = 0.2
     VARIANCE_RATE = 0.05
-    SIGMA_FLOOR = 0.005
-    WARM_UP = 20
     Z = 6.0
-    RISE = log(1.1)
     HOLD = 5
 
-    def __init__(self) -> None:
+    def __init__(
+        self, mean_rate: float = 0.2, sigma_floor: float = 0.005, rise: float = 1.1, warm_up: int = 20
+    ) -> None:
+        self.mean_rate = mean_rate
+        self.sigma_floor = sigma_floor  # of ln(x)
+        self.rise = log(rise)
+        self.warm_up = warm_up  # values until the first spike can be
         self.reset()
+
+    @classmethod
+    def for_norms(cls) -> SpikeDetector:
+        """One for norms of gradients, which scatter by far more than losses."""
+        return cls(mean_rate=0.1, sigma_floor=0.02, rise=2.0, warm_up=50)
 
     def reset(self) -> None:
         """Forget everything: after a restart from a checkpoint, or when the level is known to change."""
@@ -57,7 +64,7 @@ class SpikeDetector:
             scale = max(abs(self._mean), _TINY) if self._raw else 1.0
             difference = x - self._mean
             square = difference * difference
-            variance = max(self._variance, self.SIGMA_FLOOR * self.SIGMA_FLOOR * scale * scale)
+            variance = max(self._variance, self.sigma_floor * self.sigma_floor * scale * scale)
             self._difference = difference
             self._squared_sigma = variance
             if square > 9.0 * variance or self._recent:
@@ -73,18 +80,18 @@ class SpikeDetector:
                 self._held = 0
             floor = 2.0 / (seen + 1)
             rate = self.VARIANCE_RATE if floor < self.VARIANCE_RATE else floor
-            self._mean += difference * (self.MEAN_RATE if floor < self.MEAN_RATE else floor)
+            self._mean += difference * (self.mean_rate if floor < self.mean_rate else floor)
             self._variance = (1.0 - rate) * (self._variance + rate * square)
         return began
 
     @property
     def z(self) -> float:
         """Distance of the last value from the average before it, in standard deviations; 0 during warm-up."""
-        return self._difference / sqrt(self._squared_sigma) if self._seen > self.WARM_UP else 0.0
+        return self._difference / sqrt(self._squared_sigma) if self._seen > self.warm_up else 0.0
 
     def _judge(self, z: float, rise: float) -> bool:
         """Whether a spike begins with this value: it is the third high one of five, and none was on."""
-        high = self._seen > self.WARM_UP and z >= self.Z and rise >= self.RISE
+        high = self._seen > self.warm_up and z >= self.Z and rise >= self.rise
         self._recent = (self._recent << 1 | high) & 0b11111
         was, self._spiking = self._spiking, bin(self._recent).count("1") >= 3
         return self._spiking and not was

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
 import re
-import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from .settings import Settings
 from .version import __version__
@@ -19,8 +16,7 @@ from .version import __version__
 _NO_SCRIPT = ("", "-c", "-m", "-")
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(NamedTuple):
     """A rank of a run. ``facts`` are the further labels of paddle_run_info."""
 
     run: str
@@ -57,13 +53,13 @@ def identify(settings: Settings, environment: Mapping[str, str], script: str | N
         "commit": settings.commit or _git_commit(script) or "",
         "seed": "" if settings.seed is None else str(settings.seed),
         "paddle": paddle_version(),
-        "python": platform.python_version(),
+        "python": "{}.{}.{}".format(*sys.version_info),
         "exporter": __version__,
         **{f"tag_{name}": value for name, value in (settings.tags or {}).items()},
     }
     run = settings.run or _run_name(script, environment)
     return Identity(
-        run, rank, local_rank, max(world_size, 1), max(local_size, 1), settings.node or socket.gethostname(), facts
+        run, rank, local_rank, max(world_size, 1), max(local_size, 1), settings.node or os.uname().nodename, facts
     )
 
 
@@ -85,8 +81,10 @@ def _run_name(script: str, environment: Mapping[str, str]) -> str:
     PADDLE_TRAINER_ENDPOINTS lists every rank's host and (random) port, the same in each of them. A process alone
     has nobody to agree with: its own number and start make the name.
     """
+    import hashlib
+
     base = re.sub(r"[^0-9A-Za-z_.-]+", "-", Path(script).stem).strip("-.") or "run"
-    shared = environment.get("PADDLE_TRAINER_ENDPOINTS") or f"{socket.gethostname()} {os.getpid()} {time.time_ns()}"
+    shared = environment.get("PADDLE_TRAINER_ENDPOINTS") or f"{os.uname().nodename} {os.getpid()} {time.time_ns()}"
     return f"{base[:64]}-{hashlib.sha256(shared.encode()).hexdigest()[:8]}"
 
 

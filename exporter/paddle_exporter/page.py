@@ -33,7 +33,6 @@ import mmap
 import os
 import stat
 import struct
-import tempfile
 import threading
 import zlib
 from array import array
@@ -248,6 +247,8 @@ def create_page(directories: Sequence[Path], name: str, info: Mapping[str, Any])
 
 def default_directories() -> tuple[Path, ...]:
     """Where pages go unless told otherwise: memory first, then the temporary directory."""
+    import tempfile
+
     name = f"paddle-exporter-{os.geteuid()}"
     directories = [Path("/dev/shm") / name]
     with contextlib.suppress(OSError):  # no temporary directory can be written

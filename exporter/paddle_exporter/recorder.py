@@ -66,8 +66,7 @@ class Recorder(ValueStore):
         "_count",
         "_due",
         "_high",
-        "_last_layout",
-        "_last_names",
+        "_last",
         "_low",
         "_next_mark",
         "_open_phases",
@@ -92,8 +91,7 @@ class Recorder(ValueStore):
         page.slot_block([(name, labels) for name, *labels in slots.BLANKS], NAN)
         super().__init__(page, max_scalars, tensor_every)
         values = self._values
-        self._last_names: list[str] = []
-        self._last_layout = self._layout(STEP, ())
+        self._last: tuple[list[str], Layout] = [], self._layout(STEP, ())
         self._count = self._samples = self._tokens = self._seconds = 0.0
         self._choose_bucket(0.0)
         self._previous = 0.0  # when the last step ended; evaluations and checkpoints move it on
@@ -134,12 +132,13 @@ class Recorder(ValueStore):
             """
             try:
                 names = [*scalars]
-                if names != self._last_names:
-                    self._last_layout = self._layout(STEP, tuple(names))
-                    self._last_names = names
+                known, layout = self._last  # one load: another thread may step too
+                if names != known:
+                    layout = self._layout(STEP, tuple(names))
+                    self._last = names, layout
                 if wrong:
                     self._drop("not_a_number", "step() takes values by name: step(loss=loss)")
-                self._end_step(self._last_layout, scalars.values())
+                self._end_step(layout, scalars.values())
             except Exception as error:
                 self._trouble("step", error)
 

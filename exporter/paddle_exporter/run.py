@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,10 +15,8 @@ from typing import TYPE_CHECKING, Any
 from . import ending
 from .identity import Identity, identify, paddle_version
 from .page import PageWriter, create_page, default_directories
-from .page_reader import OwnPageReader
 from .recorder import Recorder
 from .settings import Settings, environ, load
-from .sweep import sweep
 from .targets import host_and_port, remove_target, target_file, write_target
 
 if TYPE_CHECKING:
@@ -104,25 +101,31 @@ class Run(Recorder):
         if state not in END_STATES:
             log.warning("a run does not end as %r but as %s; it is recorded as failed", state, ", ".join(END_STATES))
             state = "failed"
-        with ending.holding_sigterm():
-            with self._ending:
-                if self.state != "running":
-                    return
-                self.state = state
-            self._finish(state, facts)
+        with self._ending:
+            if self.state != "running":
+                return
+            self.state = state
+        try:
+            self._last_words()
+        except Exception:
+            log.warning("the run's last values were not recorded", exc_info=True)
+        finally:
+            with ending.holding_sigterm():
+                self._finish(state, facts)
 
     def _finish(self, state: str, facts: Mapping[str, str]) -> None:
+        """The end, part by part: one that fails, or is interrupted, keeps no other from being done."""
         known = self.identity.info()
         interrupt: BaseException | None = None
-        for part in (
-            self._last_words,
+        parts: tuple[Callable[[], object], ...] = (
             lambda: self._page.set_state(state),
             self._commit,
             lambda: self._page.describe({name: str(fact) for name, fact in facts.items() if name not in known}),
             self._linger,
             self._stop_serving,
             self._page.detach,
-        ):
+        )
+        for part in parts:
             try:
                 part()
             except Exception:
@@ -167,6 +170,8 @@ class Run(Recorder):
         elif errors:
             log.warning("the page is %s", page.path)
         if page.path is not None:
+            from .sweep import sweep
+
             sweep(page.path.parent, self.settings.page_retention)
         return page
 
@@ -174,6 +179,7 @@ class Run(Recorder):
         from .collectors.guard import Collect
         from .collectors.ranks import RankCollector
         from .collectors.self import collect_self
+        from .page_reader import OwnPageReader
         from .serve import Endpoint
 
         settings, identity = self.settings, self.identity
@@ -259,13 +265,13 @@ def start(
                 return _active
             _active.finish()
         if _in_dataloader_worker():
-            checked = dataclasses.replace(checked, enabled=False)
+            checked = checked._replace(enabled=False)
         identity = identify(checked, environ())
         try:
             _active = Run(checked, identity)
         except Exception:
             log.exception("the exporter could not start; training goes on without it")
-            _active = Run(dataclasses.replace(checked, enabled=False), identity)
+            _active = Run(checked._replace(enabled=False), identity)
         ending.watch(_current)
         return _active
 

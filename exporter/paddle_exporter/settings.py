@@ -6,13 +6,11 @@ order. Anything that is not understood stops the start with a SettingError that 
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 PREFIX = "PADDLE_EXPORTER_"
 
@@ -107,8 +105,7 @@ def _address(raw: Any) -> str:
 # --- the settings ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One setting: its parser, its default as shown to people, and what it is for."""
 
     parse: Callable[[Any], Any]
@@ -159,8 +156,7 @@ _SETTINGS: dict[str, Setting] = {
 }
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """Checked values. What each means: ``describe()``, and the table in the README."""
 
     enabled: bool
@@ -214,6 +210,8 @@ def load(keywords: Mapping[str, Any] | None = None, environment: Mapping[str, st
 
 
 def _nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
+    import difflib  # 5 ms that only an error needs
+
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {match[0]}?" if match else f" There are: {', '.join(known)}."
 
@@ -226,4 +224,4 @@ def describe() -> tuple[tuple[str, str, str], ...]:
     )
 
 
-assert [field.name for field in fields(Settings)] == list(_SETTINGS)
+assert list(Settings._fields) == list(_SETTINGS)

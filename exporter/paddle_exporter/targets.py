@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +14,8 @@ _OWNER = "__paddle_exporter_owner"  # Prometheus drops labels that begin with tw
 
 def target_file(run: str, rank: int) -> str:
     """Name of the target file of a rank; a restarted rank has the same one."""
+    import hashlib
+
     slug = re.sub(r"[^0-9A-Za-z_.-]+", "-", run)[:64]
     return f"{slug}-{hashlib.sha256(run.encode('utf-8', 'replace')).hexdigest()[:6]}-rank{rank:05d}.json"
 
@@ -30,6 +30,8 @@ def write_target(path: Path, host: str, port: int, labels: Mapping[str, str], ow
 
     It is readable by all, for Prometheus has a user of its own. ``owner`` tells whose file it is.
     """
+    import tempfile
+
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     fd, unfinished = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
     try:

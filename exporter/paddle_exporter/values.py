@@ -31,7 +31,7 @@ class ValueStore:
         self._warned: set[str] = set()
         self._table = ScalarTable(page, max_scalars, self._warn)
         self._tensors = TensorQueue(self._number, tensor_every)
-        self._detectors = {name: SpikeDetector() for name in slots.WATCHED}
+        self._detectors = {"loss": SpikeDetector(), "grad_norm": SpikeDetector.for_norms()}
 
     def _layout(self, kind: Kind, names: tuple[str, ...]) -> Layout:
         return self._table.layouts[kind].get(names) or self._table.resolve(kind, names)

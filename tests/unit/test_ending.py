@@ -17,8 +17,10 @@ def scrape():
 scrape()
 
 def launcher():
-    while run.state == "running":
-        pass
+    failed = ""
+    while not failed.endswith(" 1.0"):  # not a scrape of Prometheus: the end goes on waiting
+        page = urllib.request.urlopen(run.url, timeout=10).read().decode()
+        (failed,) = [line for line in page.splitlines() if 'state="failed"' in line]
     os.kill(os.getpid(), signal.SIGTERM)
     print([line for line in scrape().splitlines() if 'state="failed"' in line], flush=True)
 

@@ -44,6 +44,16 @@ def quiet(function: Function) -> Function:
     return cast("Function", safe)
 
 
+def tracer() -> Callable[[Any], Any]:
+    """Sets what ``paddle.jit.to_static`` traces Python by, and returns what it was; None leaves our code to Python.
+
+    Called first in what we put in the place of Paddle's own, for tracing it may raise what nobody catches.
+    """
+    framework = getattr(sys.modules.get("paddle"), "framework", None)
+    setter = getattr(getattr(framework, "core", None), "set_eval_frame", None)
+    return setter if setter is not None else lambda _: None
+
+
 class Wrapped:
     """Stands in ``owner.__dict__`` for the method ``name`` and calls ``around`` in its place.
 
@@ -57,14 +67,19 @@ class Wrapped:
         self._before = vars(owner).get(name)  # somebody's wrapper, put there before ours
         function: Any = getattr(type(owner), name, None)
         self._function = function
+        self._trace = tracer()
         self._method: Any = self._before or MethodType(function, owner)
         vars(owner)[name] = self
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Call the method, by way of ``around``."""
-        if self._around is None:
-            return self._method(*arguments, **options)
-        return self._around(self.__name__, self._method, arguments, options)
+        traced = self._trace(None)
+        try:
+            if self._around is None:
+                return self._method(*arguments, **options)
+            return self._around(self.__name__, self._method, arguments, options)
+        finally:
+            self._trace(traced)
 
     def release(self) -> None:
         """Put back what was there; what somebody has wrapped in turn stays, and only passes on."""
