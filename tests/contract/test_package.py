@@ -62,14 +62,20 @@ def test_assets_are_found_from_an_installed_wheel(wheel, tmp_path):
 
 def test_assets_are_found_from_an_editable_install():
     found = subprocess.run(
-        [sys.executable, "-m", "paddle_exporter.cli", "assets", "alerts/rules"], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "paddle_exporter.cli", "assets", "alerts/rules"],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.strip()
     assert Path(found) == ROOT / "alerts" / "rules"
 
 
 def test_an_asset_that_did_not_come_is_a_clear_error():
     answer = subprocess.run(
-        [sys.executable, "-m", "paddle_exporter.cli", "assets", "nothing/here"], check=False, capture_output=True, text=True
+        [sys.executable, "-m", "paddle_exporter.cli", "assets", "nothing/here"],
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert answer.returncode == 1
     assert "nothing/here" in answer.stderr

@@ -7,9 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
-
-
 
 SCRIPT = """
 import json, paddle.distributed as dist, paddle_exporter
