@@ -22,7 +22,7 @@ JOBS = Path(__file__).with_name("jobs")
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = {
     "2.6": os.environ.get("TEST_PADDLE26_PYTHON", str(ROOT / ".venv-paddle26" / "bin" / "python")),
-    "3.3": sys.executable,
+    "3.3": os.environ.get("TEST_PADDLE33_PYTHON", sys.executable),
 }
 TRAINERS = {
     "paddlenlp": os.environ.get("TEST_PADDLENLP_PYTHON", PYTHONS["2.6"]),
@@ -31,7 +31,7 @@ TRAINERS = {
 LOOPS = (
     *("optimizers", "minimizes", "explicit", "accumulates", "changes_its_mind", "one_update", "durations", "groups"),
     *("clip_function", "no_norm", "late_clip", "wrappers", "lbfgs", "attached_again", "copies", "forgotten"),
-    *("somebody_elses", "raises", "broken", "data", "failing_data", "checkpoints", "threads"),
+    *("somebody_elses", "raises", "broken", "data", "failing_data", "checkpoints", "threads", "compiled"),
 )
 STEPS, SAMPLES, TOKENS = (f"paddle_train_{what}_total" for what in ("steps", "samples", "tokens"))
 RATE, NORM, LOSS = "paddle_train_learning_rate", "paddle_train_grad_norm", "paddle_train_loss"
@@ -98,7 +98,7 @@ def job(version, tmp_path):
         if key not in _results:
             python = TRAINERS.get(needs, PYTHONS[version])
             if not Path(python).exists():
-                missing(f"no Python with Paddle {version}: {python} (TEST_PADDLE26_PYTHON names it)")
+                missing(f"no Python with Paddle {version}: {python}")
             found = f"import importlib.util, sys; sys.exit(not importlib.util.find_spec({needs!r}))"
             if subprocess.run([python, "-c", found], check=False).returncode:
                 missing(f"{python} has no {needs}")
@@ -309,6 +309,16 @@ def test_a_save_in_the_background_counts(loop):
     assert report(SAVES) == 1
 
 
+def test_an_update_in_a_traced_function_does_what_it_does_without_hooks(loop, version):
+    report = loop("compiled")
+    without, with_hooks = report.facts["outcomes"]
+    assert with_hooks == without
+    if version == "3.3":
+        assert isinstance(without[0], list)
+        assert (report(STEPS), report(SAVES)) == (4, 4)
+        assert report(NORM) > 0
+
+
 # --- mixed precision ------------------------------------------------------------------------------------------
 
 
@@ -424,7 +434,7 @@ def test_a_resumed_trainer_counts_on_and_two_callbacks_count_once(trained):
 def test_ranks_of_data_parallel_training(version, tmp_path):
     python = PYTHONS[version]
     if not Path(python).exists():
-        missing(f"no Python with Paddle {version}: {python} (TEST_PADDLE26_PYTHON names it)")
+        missing(f"no Python with Paddle {version}: {python}")
     command = [python, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", "log"]
     done = subprocess.run(
         [*command, str(JOBS / "ranks.py")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -69,6 +70,17 @@ def test_a_child_that_listens_ends_at_once(tmp_path):
     processes.end(child)
     assert child.returncode == -signal.SIGTERM
     processes.end(child)  # it has ended: nothing to do
+
+
+def test_who_listens_on_a_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        assert not processes.listens(os.getpid(), port)
+        listener.listen()
+        assert processes.listens(os.getpid(), port)
+        assert not processes.listens(os.getppid(), port)
+        assert not processes.listens(os.getpid(), port + 1)
 
 
 def test_orphans_are_found_by_their_mark(tmp_path):

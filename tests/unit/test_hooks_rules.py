@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import logging
 import pickle
@@ -507,5 +508,5 @@ def test_names_and_docstrings_of_replaced_functions_stay(paddle, recorder):
 
     paddle.save = save
     checkpoint.follow(recorder)
-    assert (paddle.save.__name__, paddle.save.__doc__, paddle.save.__wrapped__) == ("save", "Save.", save)
+    assert (paddle.save.__name__, paddle.save.__doc__, inspect.unwrap(paddle.save)) == ("save", "Save.", save)
     assert isinstance(paddle.save, types.FunctionType)

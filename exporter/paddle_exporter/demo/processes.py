@@ -63,6 +63,17 @@ def end(process: subprocess.Popen[bytes], patience: float = 8.0) -> None:
         process.wait()
 
 
+def listens(pid: int, port: int) -> bool:
+    """Whether the process ``pid`` itself takes connections on ``port`` of an IPv4 address."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].partition(":")[2], 16) == port}
+    for entry in Path(f"/proc/{pid}/fd").glob("*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(entry) in sockets:
+                return True
+    return False
+
+
 def marked(variable: str, value: str) -> list[int]:
     """Processes of ours that were started with ``variable`` set to ``value``: also those whose parents are gone."""
     wanted = f"{variable}={value}".encode()

@@ -124,10 +124,11 @@ class Stack:
         for _ in range(_PORTS_TRIED):
             log.unlink(missing_ok=True)
             address = f"127.0.0.1:{port()}"
-            prefix = self._tools[name].command(self._folder, f"{self._folder.name}-{name}")
+            tool = self._tools[name]
+            prefix = tool.command(self._folder, f"{self._folder.name}-{name}")
             process = processes.spawn([*prefix, *flags(address)], log, folder=self._folder, survive=self._survive)
             self._started.append(process)
-            if _wait(f"http://{address}/-/ready", process):
+            if _wait(address, process, tool):
                 return Server(name, f"http://{address}", process)
             processes.end(process)
             if _TAKEN not in tail(log):
@@ -152,16 +153,17 @@ class Stack:
         ]
 
 
-def _wait(url: str, process: subprocess.Popen[bytes]) -> bool:
-    """Whether ``process`` lives and ``url`` answers, in time."""
+def _wait(address: str, process: subprocess.Popen[bytes], tool: Tool) -> bool:
+    """Whether ``process`` lives and answers at ``address``, in time."""
     began = time.monotonic()
     while time.monotonic() - began < _READY_SECONDS and process.poll() is None:
         try:
-            get(url, timeout=1.0)
+            get(f"http://{address}/-/ready", timeout=1.0)
         except NoAnswerError:
-            time.sleep(0.05)
+            pass
         else:
-            # If somebody else had the port first, it was they who answered, and ours is about to give up.
-            time.sleep(max(0.0, began + 0.5 - time.monotonic()))
-            return process.poll() is None
+            # Somebody else may have had the port first: then it is they who answer, and ours will give up.
+            if tool.path is None or processes.listens(process.pid, int(address.rpartition(":")[2])):
+                return process.poll() is None
+        time.sleep(0.05)
     return False

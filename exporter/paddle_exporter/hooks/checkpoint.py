@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from ..recorder import Recorder
-from .wrapping import quiet, replace, say_once
+from .wrapping import quiet, replace, say_once, untraced
 
 _saves: Saves | None = None
 _installed = False
@@ -60,6 +60,7 @@ def follow(run: Recorder) -> Saves:
 
 
 def _timed(original: Any) -> Any:
+    @untraced
     @functools.wraps(original)
     def save(*arguments: Any, **options: Any) -> Any:
         saves = _saves

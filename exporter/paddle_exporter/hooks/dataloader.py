@@ -12,7 +12,7 @@ import functools
 from typing import Any
 
 from ..recorder import Recorder
-from .wrapping import say_once
+from .wrapping import say_once, untraced
 
 _ITERATORS = ("_DataLoaderIterSingleProcess", "_DataLoaderIterMultiProcess")
 
@@ -42,6 +42,7 @@ def follow(run: Recorder) -> None:
 def _wrap(owner: type, name: str) -> None:
     original = getattr(owner, name)
 
+    @untraced
     @functools.wraps(original)
     def waiting(self: Any) -> Any:
         phase = _phase()

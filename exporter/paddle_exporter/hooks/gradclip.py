@@ -4,7 +4,7 @@ Hooks into ``_dygraph_clip`` of the clip that the watched optimizer has (ClipGra
 and MoE put in its place), and into ``paddle.nn.utils.clip_grad_norm_``. A clip returns the gradients only, but each of
 them makes the norm by ``paddle.sqrt`` of one number: that name is ours for the duration of the clip. Nothing is
 computed twice, and ranks that share a norm report the same. Tested with paddlepaddle 2.6.2 and 3.3.1:
-ClipGradByGlobalNorm on 1 and 2 ranks; the clips of fleet, sharding and MoE by their source only.
+ClipGradByGlobalNorm on 1 and 2 ranks, fleet's and MoE's clip on 1; sharding's by its source only.
 
 Without clipping, or with clipping by value or by each tensor's norm, there is no global norm to take.
 """
@@ -15,7 +15,7 @@ import functools
 from threading import get_ident
 from typing import Any, Callable
 
-from .wrapping import Wrapped, quiet, replace, say_once, wrap
+from .wrapping import Wrapped, quiet, replace, say_once, untraced, wrap
 
 _ONE: tuple[list[int], ...] = ([], [1])  # shapes of one number
 _NO_GLOBAL_NORM = ("ClipGradByValue", "ClipGradByNorm")
@@ -118,6 +118,7 @@ def follow(norm: Norm) -> None:
         say_once("the gradients' norm is not taken from clip_grad_norm_: this Paddle has no such function")
         return
 
+    @untraced
     @functools.wraps(original)
     def clip_grad_norm_(*arguments: Any, **options: Any) -> Any:
         total = original(*arguments, **options)

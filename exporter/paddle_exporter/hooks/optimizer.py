@@ -3,7 +3,8 @@
 Hooks into ``step``, ``minimize`` and ``_apply_optimize`` of the one optimizer that is watched, and of those it wraps
 (fleet's, sharding's, LookAhead). ``_apply_optimize`` is what sharding calls without the others. Tested with
 paddlepaddle 2.6.2 and 3.3.1: SGD, Momentum, Adam, AdamW, Lamb, LBFGS, LookAhead, parameter groups, GradScaler,
-DataParallel. An update inside a function that ``to_static`` compiles runs no Python, and is not seen.
+DataParallel. Where ``to_static`` compiles a whole function (full_graph), an update in it runs no Python, and is not
+seen.
 """
 
 from __future__ import annotations

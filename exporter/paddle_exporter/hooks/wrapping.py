@@ -45,13 +45,28 @@ def quiet(function: Function) -> Function:
 
 
 def tracer() -> Callable[[Any], Any]:
-    """Sets what ``paddle.jit.to_static`` traces Python by, and returns what it was; None leaves our code to Python.
+    """Sets what ``paddle.jit.to_static`` traces Python by, and returns what it was; None leaves what follows to Python.
 
-    Called first in what we put in the place of Paddle's own, for tracing it may raise what nobody catches.
+    Called first in whatever we put in the place of Paddle's own: tracing our code may raise what nobody catches.
     """
     framework = getattr(sys.modules.get("paddle"), "framework", None)
     setter = getattr(getattr(framework, "core", None), "set_eval_frame", None)
     return setter if setter is not None else lambda _: None
+
+
+def untraced(function: Function) -> Function:
+    """``function``, which ``to_static`` leaves to Python."""
+    trace = tracer()
+
+    @functools.wraps(function)
+    def python(*arguments: Any, **options: Any) -> Any:
+        traced = trace(None)
+        try:
+            return function(*arguments, **options)
+        finally:
+            trace(traced)
+
+    return cast("Function", python)
 
 
 class Wrapped:

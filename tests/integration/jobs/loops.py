@@ -13,7 +13,7 @@ from pathlib import Path
 
 import paddle
 from paddle.nn.utils import clip_grad_norm_
-from report import BATCH, Data, Net, attempt, digest, gauge, hand_over, loss_of, norm_of, report, scrape, start
+from report import BATCH, Data, Net, attempt, batch, digest, gauge, hand_over, loss_of, norm_of, report, scrape, start
 
 GRAD_NORM = "paddle_train_grad_norm"
 LEARNING_RATE = "paddle_train_learning_rate"
@@ -431,6 +431,35 @@ def threads() -> None:
         paddle.clear_async_save_task_queue()
         saved = Path(folder, "net.pdparams").exists()
     report("async", scrape(run), saved=saved)
+
+
+def compiled() -> None:
+    """An update inside a function that ``to_static`` traces: what happens is the same with the hooks."""
+    outcomes = []
+    with tempfile.TemporaryDirectory() as folder:
+        for hooked in (False, True):
+            net = Net()
+            optimizer = paddle.optimizer.SGD(0.1, parameters=net.parameters(), grad_clip=clip())
+            run = start(f"compiled-{hooked}")
+            if hooked:
+                run.attach(optimizer=optimizer)
+
+            def update(x, y, net=net, optimizer=optimizer):
+                loss = paddle.nn.functional.cross_entropy(net(x), y)
+                loss.backward()
+                paddle.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+                optimizer.step()
+                optimizer.clear_grad()
+                paddle.save(net.state_dict(), f"{folder}/net.pdparams")
+                return loss
+
+            try:
+                function = paddle.jit.to_static(update)
+                losses = [function(*batch(step)).item() for step in range(4)]
+                outcomes.append([losses, digest(net)])
+            except Exception as error:
+                outcomes.append([type(error).__name__, digest(net)])
+    report("compiled", scrape(run), outcomes=outcomes)
 
 
 if __name__ == "__main__":
