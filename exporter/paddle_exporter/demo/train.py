@@ -30,9 +30,9 @@ import paddle_exporter
 from paddle_exporter.demo.faults import KINDS, Fault
 
 SEED = 7
-EPOCHS = 66
+EPOCHS = 84
 BATCH = 32  # images a step and rank
-CHECKPOINT_EPOCHS = 6
+CHECKPOINT_EPOCHS = 12
 LONGEST = 80.0  # seconds; on a very slow machine the run ends early
 
 
