@@ -32,7 +32,7 @@ $(VENV)/ready: requirements/dev.lock pyproject.toml
 # Paddle as the tests of the hooks have it, each with a Trainer. Paddle 2.6 has wheels for Python up to 3.12.
 $(VENV26)/ready: requirements/paddle26.lock requirements/nlp26.lock
 	$(PYTHON) -m venv $(VENV26)
-	$(VENV26)/bin/python -m pip install $(PIP_FLAGS) -r requirements/paddle26.lock
+	$(VENV26)/bin/python -m pip install $(PIP_FLAGS) --use-pep517 -r requirements/paddle26.lock
 	$(VENV26)/bin/python -m pip install $(PIP_FLAGS) --no-deps -r requirements/nlp26.lock
 	touch $@
 
