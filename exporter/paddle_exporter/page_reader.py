@@ -82,14 +82,7 @@ class PageReader:
         return os.fstat(self._fd).st_nlink == 0
 
     def _alive(self) -> bool:
-        probe = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-        except OSError:
-            return True
-        finally:
-            os.close(probe)
+        return has_writer(f"/proc/self/fd/{self._fd}")
 
     def _terminated(self) -> bool:
         with contextlib.suppress(OSError):
@@ -100,6 +93,18 @@ class PageReader:
         """Close the file."""
         with contextlib.suppress(OSError):
             os.close(self._fd)
+
+
+def has_writer(path: str | Path) -> bool:
+    """Whether the process that writes this page lives: it holds a lock on the file for as long."""
+    probe = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(probe)
 
 
 class OwnPageReader:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import time
 from pathlib import Path
 
 from .page import SIGTERM_SUFFIX, SUFFIX, PageError
-from .page_reader import PageReader
+from .page_reader import PageReader, has_writer
 
 
 def sweep(directory: Path, retention: float) -> None:
     """Remove pages whose writer ended and that nobody wrote for ``retention`` seconds, with what lies beside them."""
     for path in list(directory.iterdir()):
         with contextlib.suppress(OSError):  # another rank's sweep was faster, or it is no file of ours
-            if path.suffix in (SUFFIX, ".new") and time.time() - _last_sign(path) > retention and not _in_use(path):
+            if path.is_symlink():
+                continue
+            if path.suffix in (SUFFIX, ".new") and time.time() - _last_sign(path) > retention and not has_writer(path):
                 path.unlink()
                 path.with_suffix(SIGTERM_SUFFIX).unlink()
 
@@ -36,14 +36,3 @@ def _last_sign(path: Path) -> float:
         reader.close()
     times = [slots.get(name, 0.0) for name in ("_start", "_last_step", "_phase_since", "_end")]
     return max(created, max(time for time in times if time == time) + slots.get("_clock", 0.0))
-
-
-def _in_use(path: Path) -> bool:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(fd)

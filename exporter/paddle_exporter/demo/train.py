@@ -30,7 +30,7 @@ import paddle_exporter
 from paddle_exporter.demo.faults import KINDS, Fault
 
 SEED = 7
-EPOCHS = 84
+EPOCHS = 72
 BATCH = 32  # images a step and rank
 CHECKPOINT_EPOCHS = 12
 LONGEST = 80.0  # seconds; on a very slow machine the run ends early
