@@ -29,6 +29,7 @@ MEMORY = "/dev/shm"
 def main() -> int:
     """Run the parts that were asked for, print their lines, and write them to a file."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
     if options.part:
         module = importlib.import_module(PARTS[options.part])
         Path(options.json).write_text(json.dumps([line.as_json() for line in module.measure(options.quick)]))
@@ -103,38 +104,37 @@ def _end(child: subprocess.Popen) -> None:
 
 
 def _text(line: dict[str, Any]) -> str:
-    if line.get("skipped"):
+    if line["skipped"]:
         return f"  {line['what']:<51} skipped: {line['skipped'][:100]}"
     text = f"  {line['what']:<51} {line['median']:7.2f} {line['unit']} {line['minimum']:7.2f} {line['unit']}"
-    percent = line["ratio"] is not None and line["part"] == "training"
-    if percent:
-        off = 1.0 if line["ratio"] > 0.5 else 0.0
-        text += f"   {_percent(line['ratio'] - off)} of {line['reference']}"
-        if line["low"] is not None:
-            text += f" ({_percent(line['low'] - off)} to {_percent(line['high'] - off)})"
-    elif line["ratio"] is not None:
-        text += f"   {line['ratio']:.3g} of {line['reference']}"
+    if line["ratio"] is not None:
+        text += f"   {_ratio(line, line['ratio'])} of {line['reference']}"
+        if line["part"] == "training" and line["low"] is not None:
+            text += f" ({_ratio(line, line['low'])} to {_ratio(line, line['high'])})"
     if line["limit"] is not None:
         text += f"   budget {_budget(line)}: {_verdict(line)}"
     return text + (f"   ({line['note']})" if line["note"] else "")
 
 
-def _percent(ratio: float) -> str:
-    return f"{100 * ratio:+.3f} %"
+def _ratio(line: dict[str, Any], ratio: float) -> str:
+    """What training is slowed down by, in percent; any other ratio as it is."""
+    return f"{100 * (ratio - _whole(line)):+.3f} %" if line["part"] == "training" else f"{ratio:.3g}"
+
+
+def _whole(line: dict[str, Any]) -> float:
+    """1 where the ratio is one of two loops, 0 where it is of a part of a loop."""
+    return 1.0 if line["low"] is not None else 0.0
 
 
 def _budget(line: dict[str, Any]) -> str:
-    if line["part"] == "training":
-        return _percent(line["limit"] - 1.0)
-    return f"{line['limit']:g}" + ("" if line["judged"] == "ratio" else f" {line['unit']}")
+    return _ratio(line, line["limit"]) if line["judged"] == "ratio" else f"{line['limit']:g} {line['unit']}"
 
 
 def _verdict(line: dict[str, Any]) -> str:
-    if line["held"]:
-        return "held"
-    if line["part"] == "training":
-        return f"missed by {(line['ratio'] - 1.0) / (line['limit'] - 1.0):.1f}x"
-    return f"missed by {line['excess']:.2g}x"
+    value = line["ratio"] if line["judged"] == "ratio" else line["median"]
+    times = (value - _whole(line)) / (line["limit"] - _whole(line)) if line["part"] == "training" else line["excess"]
+    noisy = line["part"] == "training" and line["low"] is not None and line["low"] <= line["limit"] <= line["high"]
+    return ("held" if line["held"] else f"missed by {times:.2g}x") + (", within the noise" if noisy else "")
 
 
 def _processor() -> str | None:
