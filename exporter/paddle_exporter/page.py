@@ -6,19 +6,20 @@ Layout, version 1, little-endian, fields of 8 bytes::
     64     sequence        number of the newest complete bank
     72     journal length  bytes of the journal that are complete
     80     state           code of the run state, repeated in all eight bytes
-    4096   banks           4 banks; a bank is its values (float64) twice: values, then their mirror
+    4096   banks           4 banks of 16384 bytes
     69632  journal         append-only records (length, CRC-32, JSON): facts about the rank, names of the slots
 
-Slot 0 of a bank is the bank's sequence number, slot 1 how many of its slots are in use.
+A bank is a stamp (the sequence number), how many slots are in use, their values (float64), the values again as a
+mirror, and the stamp again.
 
 Consistency. ``commit`` copies all values into the bank after the newest one and only then moves ``sequence``: a
 reader, and whoever finds the page of a killed process, sees whole commits or nothing. A bank is reused three
-commits later, so a reader that saw the sequence move by at most one holds an untouched copy; stamp and mirror
+commits later, so a reader that saw the sequence move by at most one holds an untouched copy; stamps and mirror
 expose whatever else may have hit the bank (another program's write, stores reordered by the CPU).
 
-There is no lock. A copy is one call under the GIL, so committers at once (threads, a signal handler) each write whole
-banks; where two drew the same number, both hold the same or newer values. An interrupt in the middle of a commit
-wastes a number, nothing more.
+There is no lock. A bank is written by one call under the GIL, so committers at once (threads, a signal handler)
+each write whole banks; where two drew the same number, both hold the same or newer values. An interrupt in the middle
+of a commit wastes a number, nothing more.
 
 The writer holds ``flock`` on the file for its life: the kernel drops it however the process ends, and so a reader
 knows a dead writer from a live one, in other pid namespaces too.
@@ -44,7 +45,8 @@ from .catalogue import STATES
 
 MAGIC = b"PDLPAGE\0"
 VERSION = 1
-CAPACITY = 1024
+BANK_BYTES = 16384
+CAPACITY = (BANK_BYTES - 24) // 16
 """Slots a page can hold."""
 
 _STATIC = struct.Struct("<8sQQQQQ")  # magic, version, file size, slot capacity, journal capacity, pid
@@ -52,7 +54,8 @@ _STATIC_SUM = 6  # the word that holds the CRC-32 of the static header
 SEQUENCE, _JOURNAL_LENGTH, _STATE = 8, 9, 10  # in words of 8 bytes
 BANKS = 4
 BANKS_AT = 4096
-BANK_BYTES = 2 * 8 * CAPACITY
+BANK_HEAD = struct.Struct("@QQ")  # stamp, slots in use
+_VALUE = struct.Struct("@d")
 JOURNAL_AT = BANKS_AT + BANKS * BANK_BYTES
 JOURNAL_BYTES = 256 * 1024
 SIZE = JOURNAL_AT + JOURNAL_BYTES
@@ -102,18 +105,19 @@ class PageWriter:
 
     def __init__(self, path: Path | None, info: Mapping[str, Any]) -> None:
         self.path = path
-        self.values = array("d", bytes(8 * CAPACITY))
+        self.working = bytearray(8 * CAPACITY)  # struct copies a bytearray at once
+        self.values: memoryview[float] = memoryview(self.working).cast("d")
         self.slots = 0
         self.info: dict[str, Any] = {}
         self._growing = threading.RLock()
         self._journal_length = 0
         self._lock_fd = -1
         self._number = 0
-        self._attach(memoryview(mmap.mmap(-1, SIZE) if path is None else self._create(path)))
+        self._attach(mmap.mmap(-1, SIZE) if path is None else self._create(path))
         static = _STATIC.pack(MAGIC, VERSION, SIZE, CAPACITY, JOURNAL_BYTES, os.getpid())
         self._memory[: len(static)] = static
         self._words[_STATIC_SUM] = zlib.crc32(static)
-        self.slot_block([("_sequence", ()), ("_slots", ())])
+        self.slot_block([("_none", ())])  # where a slot's number is stored, 0 says that there is none
         self.describe(info)
         self.set_state("starting")
         self.commit()
@@ -143,21 +147,15 @@ class PageWriter:
             os.close(fd)
         return mapped
 
-    def _attach(self, memory: memoryview) -> None:
+    def _attach(self, memory: mmap.mmap | bytearray) -> None:
         self._memory = memory
-        self._words = memory.cast("Q")
-        self._doubles = memory.cast("d")
-        self._aim()
+        self._words = memoryview(memory).cast("Q")
 
     def _aim(self) -> None:
-        """Views of the used part of the working copy, and of each bank and its mirror."""
+        """What ``commit`` needs of each bank: where it is, how to write it, and how many slots are in use."""
         used = self.slots
-        source = memoryview(self.values)[:used]
-        views = []
-        for bank in range(BANKS):
-            first = (BANKS_AT + bank * BANK_BYTES) // 8
-            views.append((source, self._doubles[first : first + used], self._doubles[first + CAPACITY :][:used]))
-        self._views = tuple(views)
+        write = struct.Struct(f"@QQ{8 * used}s{8 * used}sQ").pack_into
+        self._banks = tuple((BANKS_AT + bank * BANK_BYTES, write, used) for bank in range(BANKS))
 
     def slot(self, metric: str, labels: Sequence[str] = (), initial: float = 0.0) -> int:
         """Reserve a slot; ``labels`` are the label values beyond run and rank. PageFullError if none is left."""
@@ -176,7 +174,6 @@ class PageWriter:
             self.values[first:end] = array("d", [initial]) * len(names)
             self.slots = end
             self._aim()
-            self.values[1] = end
             return first
 
     def describe(self, info: Mapping[str, Any]) -> None:
@@ -200,20 +197,20 @@ class PageWriter:
         self._words[_STATE] = STATES.index(state) * EIGHTFOLD
 
     def commit(self) -> None:
-        """Publish the working copy. About 0.2 us; never waits."""
+        """Publish the working copy. About 0.15 us; never waits."""
         number = self._number = self._number + 1
-        source, bank, mirror = self._views[number & BANKS - 1]
-        bank[:] = source
-        bank[0] = number
-        mirror[:] = bank
+        at, write, used = self._banks[number & BANKS - 1]
+        working = self.working
+        write(self._memory, at, number, used, working, working, number)
         if number == self._number:  # else a thread that came later has more to publish
             self._words[SEQUENCE] = number
 
     def committed(self, slot: int) -> float:
         """The value that ``slot`` had in the newest commit; NaN if it was not in use yet."""
-        bank = self._views[self._number & BANKS - 1][1]
-        value: float = bank[slot] if slot < bank[1] else float("nan")
-        return value
+        bank = BANKS_AT + self._number % BANKS * BANK_BYTES
+        _, used = BANK_HEAD.unpack_from(self._memory, bank)
+        (value,) = _VALUE.unpack_from(self._memory, bank + BANK_HEAD.size + 8 * slot)
+        return value if slot < used else float("nan")
 
     def copy(self, at: int, length: int) -> bytes:
         """``length`` bytes of the page from ``at``: how this process reads its own page, which may have no file."""
@@ -223,7 +220,7 @@ class PageWriter:
         """Leave the page to its owner: a forked child's stores, and those after the end, go to memory of their own."""
         self.path = None
         self._growing = threading.RLock()  # another thread may have held it when the process was forked
-        self._attach(memoryview(bytearray(SIZE)))
+        self._attach(bytearray(SIZE))
         if self._lock_fd >= 0:
             with contextlib.suppress(OSError):
                 os.close(self._lock_fd)

@@ -169,14 +169,14 @@ class _Parser:
         now = int.from_bytes(self._read(page.SEQUENCE * 8, 8), "little")
         if len(raw) != page.BANK_BYTES or not 0 <= now - sequence <= page.BANKS - 3:
             return None
-        values = array("d", raw[: 8 * CAPACITY])
-        used = values[1]
-        if values[0] != sequence or not 2 <= used <= len(self._slots) or used != int(used):
+        stamp, used = page.BANK_HEAD.unpack_from(raw)
+        if stamp != sequence or not 0 < used <= min(len(self._slots), CAPACITY):
             return None
-        end = int(used)
-        if raw[: 8 * end] != raw[8 * CAPACITY : 8 * (CAPACITY + end)]:
+        begin = page.BANK_HEAD.size
+        middle, end = begin + 8 * used, begin + 16 * used
+        if raw[begin:middle] != raw[middle:end] or int.from_bytes(raw[end : end + 8], "little") != sequence:
             return None
-        return values[:end]
+        return array("d", raw[begin:middle])
 
     def _parse_journal(self, length: int) -> None:
         if length == self._parsed:

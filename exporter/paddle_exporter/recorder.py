@@ -10,7 +10,7 @@ import functools
 import struct
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -20,6 +20,7 @@ from .page import PageWriter
 from .phases import Phase
 from .scalars import EVAL, LOG, STEP, Layout
 from .slots import BUCKETS, MARK, NAN, OLDER_MARK, STEP_OFFSET, STEPS
+from .unrolled import unrolled_bound, unrolled_step
 from .values import DETECT_AT, ValueStore, as_number
 
 WINDOW = 5.0
@@ -60,13 +61,15 @@ class Recorder(ValueStore):
     """Stores what a training loop tells into ``page``. Its methods never raise and are safe from any thread."""
 
     __slots__ = (  # attributes of a slotted object are the fastest: 0.3 us of a step
+        "__dict__",  # for a step that stands in for the class's, see unrolled.py
         "_at_end",
         "_away",
         "_bucket",
         "_count",
         "_due",
+        "_due_count",
         "_high",
-        "_last",
+        "_last_step",
         "_low",
         "_next_mark",
         "_open_phases",
@@ -76,6 +79,9 @@ class Recorder(ValueStore):
         "_seconds",
         "_thread",
         "_tokens",
+        "_told",
+        "_working",
+        "_written",
     )
 
     def __init__(
@@ -91,13 +97,16 @@ class Recorder(ValueStore):
         page.slot_block([(name, labels) for name, *labels in slots.BLANKS], NAN)
         super().__init__(page, max_scalars, tensor_every)
         values = self._values
-        self._last: tuple[list[str], Layout] = [], self._layout(STEP, ())
+        self._working = page.working
+        self._last_step: tuple[Layout | None, float] = None, 0.0
+        self._written: Callable[..., None] | None = None  # the step that stands in for the class's
+        self._told: set[str] = set()  # names that steps were given
         self._count = self._samples = self._tokens = self._seconds = 0.0
         self._choose_bucket(0.0)
         self._previous = 0.0  # when the last step ended; evaluations and checkpoints move it on
         self._away = 0.0  # seconds of evaluations and checkpoints
         self._at_end: list[Callable[[], None]] = []  # what hooks still have to tell
-        self._due = 0.0
+        self._due = self._due_count = 0.0
         self._next_mark = 0.0
 
         now = monotonic()
@@ -130,76 +139,92 @@ class Recorder(ValueStore):
             (``**{"train/acc": acc}``). Numbers, numpy scalars and tensors of one element are taken. ``global_step``
             is the run's own count, where that is not first_step plus the steps recorded here.
             """
-            try:
-                names = [*scalars]
-                known, layout = self._last  # one load: another thread may step too
-                if names != known:
-                    layout = self._layout(STEP, tuple(names))
-                    self._last = names, layout
-                if wrong:
-                    self._drop("not_a_number", "step() takes values by name: step(loss=loss)")
-                self._end_step(layout, scalars.values())
-            except Exception as error:
-                self._trouble("step", error)
+            if self._written is not None:  # for a caller that keeps this method from before there was one
+                self._written(*wrong, **scalars)
+            else:
+                self._any_step(scalars, wrong)
 
-    def _end_step(self, layout: Layout, numbers: Collection[Any]) -> None:  # noqa: C901, PLR0912
-        """The whole of a step. Written out in one place, for each call costs 0.05 us."""
-        now = monotonic()
-        values = self._values
-        # Where the sum is plain and finite, all of the numbers are. A tensor makes it a tensor, a NaN makes it NaN.
+    def _any_step(self, scalars: dict[str, Any], wrong: tuple[Any, ...] = ()) -> None:
+        """A step of any names and values. Two in a row of the same names, and it is written out for them."""
         try:
-            total = sum(numbers, 0.0) if layout.plain else NAN
-            plain = total.__class__ is float and total - total == 0.0
-        except Exception:  # what is no number may raise anything
-            plain = False
-        if plain:
-            try:
-                if layout.pack is not None:
-                    layout.pack(values, layout.offset, *numbers)
-                else:
-                    for slot, number in zip(layout.slots, numbers):
-                        values[slot] = number
-            except Exception:  # it passed for a number in the sum, and is none; pack has cleared its slots by then
-                plain = False
-                for slot in layout.slots:
-                    values[slot] = self._page.committed(slot)
-        if plain:
-            for slot, pending in layout.watched:
-                pending.append(values[slot])
-                if len(pending) >= DETECT_AT:
-                    self._detect()
-        else:
-            self._put(layout, numbers)
-        self._count += 1.0
-        if layout.samples and 0.0 < values[layout.samples] < _MOST:
-            self._samples += values[layout.samples]
-        if layout.tokens and 0.0 < values[layout.tokens] < _MOST:
-            self._tokens += values[layout.tokens]
-        if self._previous:
-            took = now - self._previous
-            self._seconds += took
-            if not self._low < took <= self._high:
-                self._choose_bucket(took)
-            values[self._bucket] += 1.0
-        self._previous = now
-        _STORE_STEP(values, _STEP_AT, self._count, self._samples, self._tokens, self._seconds, now)
+            names = tuple(scalars)
+            layout = self._layout(STEP, names)
+            again = (layout, self._count) == self._last_step
+            if wrong:
+                self._drop("not_a_number", "step() takes values by name: step(loss=loss)")
+            self._store_step(layout, scalars.values())
+            self._last_step = layout, self._count
+            if not again:
+                self._told.update(names)
+            elif layout.plain:
+                self._write_out(layout, names)
+        except Exception as error:
+            self._trouble("step", error)
+
+    def _write_out(self, layout: Layout, names: tuple[str, ...]) -> None:
+        layout.step = layout.step or unrolled_step(self, layout, names)
+        if vars(self).get("step") is self._written:  # else it is a caller's own wrapper
+            self.step = layout.step  # type: ignore[method-assign]
+        self._written = layout.step
+
+    def _any_bound(self, layout: Layout, names: Sequence[str], numbers: Collection[Any]) -> None:
+        try:
+            if len(numbers) != len(names):
+                raise ValueError(f"{len(names)} values expected ({', '.join(names)}), {len(numbers)} given")
+            self._store_step(layout, numbers)
+        except Exception as error:
+            self._trouble("a bound step", error)
+
+    def _store_step(self, layout: Layout, numbers: Collection[Any]) -> None:
+        self._put(layout, numbers)
+        values = self._values
         if layout.position and values[layout.position] == values[layout.position]:
-            values[STEP_OFFSET] = values[layout.position] - self._count
-        if now >= self._due:
-            self._housekeep(now)
-        self._commit()
+            values[STEP_OFFSET] = values[layout.position] - self._count - 1.0
+        self._end_step(values[layout.samples], values[layout.tokens])  # slot 0 is always 0
+
+    def _restore(self, layout: Layout) -> None:
+        """After a value that passed for a number in the sum, and is none: the store has cleared its slots by then."""
+        for slot in layout.slots:
+            self._values[slot] = self._page.committed(slot)
+
+    def _end_step(self, samples: float, tokens: float) -> None:
+        """What every step ends with, when its values are stored."""
+        try:
+            now = monotonic()
+            values = self._values
+            self._count += 1.0
+            if 0.0 < samples < _MOST:
+                self._samples += samples
+            if 0.0 < tokens < _MOST:
+                self._tokens += tokens
+            if self._previous:
+                took = now - self._previous
+                self._seconds += took
+                if not self._low < took <= self._high:
+                    self._choose_bucket(took)
+                values[self._bucket] += 1.0
+            self._previous = now
+            _STORE_STEP(self._working, _STEP_AT, self._count, self._samples, self._tokens, self._seconds, now)
+            if now >= self._due or self._count >= self._due_count:
+                self._housekeep(now)
+            self._page.commit()
+        except Exception as error:
+            self._trouble("step", error)
 
     def _choose_bucket(self, seconds: float) -> None:
         index = bisect_left(STEP_BUCKETS, seconds)
         self._low, self._high = _EDGES[index], _EDGES[index + 1]
         self._bucket = BUCKETS + index
 
-    def bind(self, *names: str) -> BoundStep:
+    def bind(self, *names: str) -> Callable[..., None]:
         """The fastest ``step``: names are resolved now, values are given in their order.
 
         ``step = run.bind("samples", "loss", "learning_rate")``, then ``step(64, loss, lr)`` ends a step.
         """
-        return BoundStep(self, tuple(name if isinstance(name, str) else "" for name in names))
+        known = tuple(name if isinstance(name, str) else "" for name in names)
+        layout = self._layout(STEP, known)
+        self._told.update(known)
+        return unrolled_bound(self, layout, known)
 
     # --- now and then -----------------------------------------------------------------------------------------
 
@@ -268,6 +293,7 @@ class Recorder(ValueStore):
     def _housekeep(self, now: float) -> None:
         values = self._values
         self._due = now + _HOUSEKEEP_SECONDS
+        self._due_count = self._count + DETECT_AT
         self._tensors.poll()
         self._detect()
         if now < self._next_mark:
@@ -303,24 +329,3 @@ class Recorder(ValueStore):
         self._detect()
         self._values[slots.END] = monotonic()
         self._commit()
-
-
-class BoundStep:
-    """``Recorder.step`` for names that are resolved; made by ``Recorder.bind``."""
-
-    __slots__ = ("_end_step", "_layout", "_recorder", "names")
-
-    def __init__(self, recorder: Recorder, names: tuple[str, ...]) -> None:
-        self.names = names
-        self._recorder = recorder
-        self._layout = recorder._layout(STEP, names)
-        self._end_step = recorder._end_step
-
-    def __call__(self, *values: Any) -> None:
-        """End a step with the values of the bound names, in their order."""
-        try:
-            if len(values) != len(self.names):
-                raise ValueError(f"{len(self.names)} values expected ({', '.join(self.names)}), {len(values)} given")
-            self._end_step(self._layout, values)
-        except Exception as error:
-            self._recorder._trouble("a bound step", error)

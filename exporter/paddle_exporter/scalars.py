@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections.abc import Mapping
 from typing import Any, Callable
@@ -44,24 +43,21 @@ Watched = dict[int, list[float]]
 class Layout:
     """The slots of one sequence of names; a negative number stands for the slot that counts what is dropped.
 
-    ``pack`` stores plain numbers into neighbouring slots at once; it is None where they are not neighbours.
-    ``plain`` is whether numbers may be tried that way at all: no once a tensor was seen among them.
+    ``plain`` is whether numbers may be stored without a look at each: no once a tensor was seen among them.
     """
 
-    __slots__ = ("offset", "own", "pack", "plain", "position", "samples", "slots", "tokens", "watched")
+    __slots__ = ("own", "plain", "position", "samples", "slots", "step", "tokens", "watched")
 
     def __init__(self, numbers: list[int], names: tuple[str, ...], special: tuple[str, ...], watched: Watched) -> None:
         self.slots = numbers
-        given = {name: slot for name, slot in zip(names, numbers) if name in special}
+        given = {name: slot for name, slot in zip(names, numbers) if name in special and slot > 0}
         self.samples = given.get("samples", 0)  # the slot of a special value, 0 where it is not among the names
         self.tokens = given.get("tokens", 0)
         self.position = given.get("global_step", 0)
-        self.own = [slot for slot in given.values() if slot > 0]
+        self.own = list(given.values())
         self.watched = [(slot, watched[slot]) for slot in numbers if slot in watched]
         self.plain = all(number >= slots.FIRST for number in numbers)
-        neighbours = numbers and self.plain and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-        self.pack: Callable[..., None] | None = struct.Struct(f"@{len(numbers)}d").pack_into if neighbours else None
-        self.offset = 8 * numbers[0] if numbers else 0
+        self.step: Callable[..., None] | None = None  # the step written out for these names, once it is
 
 
 class ScalarTable:

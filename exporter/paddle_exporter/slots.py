@@ -10,8 +10,8 @@ from . import catalogue
 from .catalogue import DROP_REASONS, PHASES, STEP_BUCKETS
 
 NAN = float("nan")
-FIRST = 2
-"""Slots 0 and 1 are the page's own."""
+FIRST = 1
+"""Slot 0 is nobody's."""
 
 WATCHED = ("loss", "grad_norm")
 """Scalars of training that have a spike detector."""

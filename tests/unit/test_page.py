@@ -189,7 +189,7 @@ def test_the_layout_is_the_documented_one(page_dir):
     magic, version, size = struct.unpack_from("<8sQQ", raw)
     (sequence,) = struct.unpack_from("<Q", raw, 64)
     assert (magic, version, size) == (b"PDLPAGE\0", 1, len(raw))
-    assert struct.unpack_from("<d", raw, 4096 + sequence % 4 * 16384 + 8 * slot) == (2.5,)
+    assert struct.unpack_from("<d", raw, 4096 + sequence % 4 * 16384 + 16 + 8 * slot) == (2.5,)
 
 
 @pytest.mark.parametrize("directory", [Path("/proc/pages"), Path("/dev/null/pages")])

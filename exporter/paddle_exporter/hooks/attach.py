@@ -90,8 +90,7 @@ class Loop:
                 return
             else:
                 self.counts = False
-        told = run._last[0]
-        run.log(**{name: value for name, value in values.items() if name not in told})
+        run.log(**{name: value for name, value in values.items() if name not in run._told})
 
     def _values(self, optimizer: Any) -> dict[str, Any]:
         values = {}
