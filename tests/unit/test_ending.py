@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import signal
+import urllib.request
 
 SCRIPT = """
-import os, signal, threading, urllib.request, paddle_exporter
+import paddle_exporter
 
-run = paddle_exporter.start(linger=20)
+run = paddle_exporter.start(linger=60)
 run.step(loss=1.0)
-
-def scrape():
-    request = urllib.request.Request(run.url, headers={"X-Prometheus-Scrape-Timeout-Seconds": "10"})
-    return urllib.request.urlopen(request, timeout=10).read().decode()
-
-scrape()
-
-def launcher():
-    failed = ""
-    while not failed.endswith(" 1.0"):  # not a scrape of Prometheus: the end goes on waiting
-        page = urllib.request.urlopen(run.url, timeout=10).read().decode()
-        (failed,) = [line for line in page.splitlines() if 'state="failed"' in line]
-    os.kill(os.getpid(), signal.SIGTERM)
-    print([line for line in scrape().splitlines() if 'state="failed"' in line], flush=True)
-
-threading.Thread(target=launcher, daemon=True).start()
+print(run.url, flush=True)
+input()
 raise RuntimeError("a peer is gone")
 """
 
 
+def failed(url, **headers):
+    """Whether a scrape says so; with its header, it is one of Prometheus."""
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        (line,) = [line for line in answer.read().decode().splitlines() if 'state="failed"' in line]
+    return line.endswith(" 1.0")
+
+
 def test_a_sigterm_waits_for_the_scrape_of_the_end_and_then_kills(child):
     process = child(SCRIPT)
-    out, err = process.communicate(timeout=60)
-    assert out.strip().endswith("1.0']")
+    url = process.stdout.readline().strip()
+    prometheus = {"X-Prometheus-Scrape-Timeout-Seconds": "10"}
+    assert not failed(url, **prometheus)
+    process.stdin.write("\n")
+    process.stdin.flush()
+    while not failed(url):
+        pass
+    process.send_signal(signal.SIGTERM)
+    assert failed(url, **prometheus)
+    _, err = process.communicate(timeout=60)
     assert "a peer is gone" in err
     assert process.returncode == -signal.SIGTERM
