@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import urllib.request
 
@@ -11,6 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from paddle_exporter import catalogue
+from tools import binary
 
 RANK = ("run", "rank")
 GPU = ("gpu", "uuid", "run", "rank")
@@ -138,11 +138,12 @@ def ordinary(run):
     run.eval(loss=1.0)
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
 @pytest.mark.parametrize("use", [lambda run: None, ordinary, everything], ids=["fresh", "ordinary", "everything"])
 def test_promtool_has_nothing_to_say(fetch, use):
     text = fetch(use, target_steps=100)
-    check = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    check = subprocess.run(
+        [binary("promtool"), "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
     assert (check.returncode, check.stdout, check.stderr) == (0, "", "")
 
 
