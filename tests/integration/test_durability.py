@@ -18,6 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from paddle_exporter.page_reader import PageReader
+from tools import binary
 
 STEPS = "paddle_train_steps_total"
 
