@@ -46,7 +46,6 @@ RACING_READER = """
 import sys, time
 from pathlib import Path
 from paddle_exporter.page_reader import PageReader
-from tools import binary
 reader = PageReader(Path(sys.argv[1]))
 deadline = time.monotonic() + float(sys.argv[2])
 reads, steps = 0, set()
